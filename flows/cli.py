@@ -1,0 +1,472 @@
+"""The command line. Each verb prints for people, or with --json for scripts.
+
+Exit codes: 0 done, 1 an error (one line on standard error), 2 wrong usage, 3 the gate refused
+the candidate, 4 a batch was refused as a whole, 5 another night is running.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+import os
+import sys
+from collections.abc import Iterable
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+# Everything else is imported by the verb that needs it: `regraft versions` must not wait for
+# torch, Prefect or Great Expectations.
+if TYPE_CHECKING:
+    from tasks.benchmark import Frozenness
+    from vision.plan import Plan
+
+OURS = ("flows.", "tasks.", "records.", "vision.", "infra.")
+
+app = typer.Typer(
+    name="regraft",
+    help="Keep an image classifier growing: take in, graft, train, and let the benchmark decide.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+benchmark_app = typer.Typer(help="Freeze and grow the benchmark.", no_args_is_help=True)
+intake_app = typer.Typer(help="Decide about batches of new images.", no_args_is_help=True)
+app.add_typer(benchmark_app, name="benchmark")
+app.add_typer(intake_app, name="intake")
+
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
+By = Annotated[str, typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser)]
+Why = Annotated[str, typer.Option(help="Why; it is kept.")]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", help="A JSON file with fields of the plan.", exists=True)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One field of the plan, as FIELD=VALUE (VALUE is JSON or text)."),
+]
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line, any other keeps its traceback."""
+    _quiet_libraries()
+    try:
+        app()
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        print(f"regraft: {error}", file=sys.stderr)  # noqa: T201  (the one place that prints errors)
+        sys.exit(5 if type(error).__name__ == "Busy" else 1)
+
+
+def _is_ours(error: BaseException) -> bool:
+    return f"{type(error).__module__}.".startswith(OURS)
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries from calling home and from talking over our own lines."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+
+# --- services -------------------------------------------------------------------------------
+
+
+@app.command()
+def up(as_json: Json = False) -> None:
+    """Start what is not configured (Postgres, S3, Prefect) and bring the tables up to date.
+
+    Example: [bold]regraft up[/bold]
+    """
+    from infra import embedded, settings
+
+    found = embedded.up(settings.load(), say=None if as_json else _say)
+    facts = {
+        "postgres": found.database_url.rpartition("@")[2],
+        "s3": f"{found.s3_endpoint}/{found.s3_bucket}",
+        "prefect": found.prefect_api_url,
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        _table(["service", "where"], facts.items())
+
+
+@app.command()
+def down() -> None:
+    """Stop the services that regraft started; their data stays.
+
+    Example: [bold]regraft down[/bold]
+    """
+    from infra import embedded, settings
+
+    embedded.down(settings.load(), say=_say)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show on one screen what is configured, what can be reached, and what is wrong.
+
+    Example: [bold]regraft doctor[/bold]
+    """
+    from flows import diagnosis
+
+    findings = diagnosis.examine()
+    if as_json:
+        _print_json([dataclasses.asdict(one) for one in findings])
+    else:
+        marks = {"right": "[green]✓[/green]", "wrong": "[red]✗[/red]", "note": "[yellow]·[/yellow]"}
+        _table(["", "what", "found"], ((marks[one.state], one.what, one.found) for one in findings))
+    if any(one.state == "wrong" for one in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    cron: Annotated[str, typer.Option(help="When the night begins.")] = "0 2 * * *",
+    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
+    plan_file: PlanFile = None,
+    fields: Set = None,
+) -> None:
+    """Run the nightly retrain on its schedule until it is stopped.
+
+    Example: [bold]regraft serve --cron "0 2 * * *" --timezone Europe/Berlin[/bold]
+    """
+    plan = _plan(plan_file, fields)
+    _prefect()
+    from flows import deployments
+
+    deployments.serve(plan, cron, timezone)
+
+
+# --- images ---------------------------------------------------------------------------------
+
+
+@app.command()
+def load(folder: Annotated[Path, typer.Argument(help="A folder of class folders.")],
+         as_json: Json = False) -> None:  # fmt: skip
+    """Put a folder of labelled images into S3, where the next intake finds them.
+
+    Example: [bold]regraft load ./zoo[/bold]   (zoo/okapi/1.jpg, zoo/lion/male/7.jpg, …)
+    """
+    from records.library import LABELLED
+    from tasks.loading import load_folder
+
+    done = load_folder(folder, LABELLED)
+    if as_json:
+        _print_json(dataclasses.asdict(done))
+        return
+    _say(f"loaded {done.images} images of {done.classes} classes")
+    for name in done.empty_classes:
+        _say(f"class folder {name!r} is empty: nothing was loaded for it")
+    _some(done.skipped, "left where it is")
+
+
+@benchmark_app.command()
+def freeze(
+    why: Why,
+    by: By,
+    folder: Annotated[Path | None, typer.Argument(help="A folder of class folders.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Freeze the images under benchmark/ (a folder is loaded there first) as version 1.
+
+    Example: [bold]regraft benchmark freeze ./messy --why "first season"[/bold]
+    """
+    _load_benchmark(folder)
+    from tasks import benchmark
+
+    _say_frozen(benchmark.freeze(by, why), as_json)
+
+
+@benchmark_app.command()
+def grow(
+    why: Why,
+    by: By,
+    folder: Annotated[Path | None, typer.Argument(help="A folder of class folders.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Append a benchmark version with what was added; the champion is scored on it first.
+
+    Example: [bold]regraft benchmark grow ./messy-okapis --why "okapis are new"[/bold]
+    """
+    _load_benchmark(folder)
+    from tasks import benchmark
+
+    _say_frozen(benchmark.grow(by, why), as_json)
+
+
+def _load_benchmark(folder: Path | None) -> None:
+    if folder is not None:
+        from tasks.benchmark import BENCHMARK
+        from tasks.loading import load_folder
+
+        load_folder(folder, BENCHMARK)
+
+
+def _say_frozen(done: Frozenness, as_json: bool) -> None:
+    if as_json:
+        _print_json(dataclasses.asdict(done))
+        return
+    row = done.benchmark
+    _say(f"benchmark version {row.version}: {row.images} images of {row.classes} classes, "
+         f"{done.added} of them new")  # fmt: skip
+    _say(str(row.power.get("sentence", "")))
+    _some(done.refused, "refused")
+
+
+@intake_app.command()
+def revert(batch: Annotated[int, typer.Argument(help="The batch's number.")], why: Why,
+           by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Withdraw a batch from every later snapshot.
+
+    Example: [bold]regraft intake revert 7 --why "labels were swapped"[/bold]
+    """
+    from infra import database
+    from records import library
+
+    with database.connect().transaction() as session:
+        withdrawn = library.revert_batch(session, batch, by, why)
+    _done({"batch": batch, "withdrawn": withdrawn},
+          f"batch {batch} is reverted: {withdrawn} images withdrawn", as_json)  # fmt: skip
+
+
+@intake_app.command()
+def accept(batch: Annotated[int, typer.Argument(help="The refused batch's number.")], why: Why,
+           by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Let a refused batch in: the next night takes it past the checks on the whole batch.
+
+    Example: [bold]regraft intake accept 7 --why "a new camera, labels were checked"[/bold]
+    """
+    from infra import database
+    from records import library
+
+    with database.connect().transaction() as session:
+        library.reopen_batch(session, batch, by, why)
+    _done({"batch": batch}, f"batch {batch} comes in with the next night", as_json)
+
+
+# --- the night ------------------------------------------------------------------------------
+
+
+@app.command()
+def nightly(plan_file: PlanFile = None, fields: Set = None,
+            unproven: Annotated[bool, typer.Option(
+                help="Let new classes serve that the benchmark does not hold yet.")] = False,
+            as_json: Json = False) -> None:  # fmt: skip
+    """Run one night now: intake, training, evaluation, gate, deployment.
+
+    Example: [bold]regraft nightly --set epochs=5 --set cutoff=20[/bold]
+    """
+    plan = _plan(plan_file, fields)
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows.nightly import nightly as flow
+    from vision.gate import Limits
+
+    outcome = flow(plan=plan, limits=Limits(unproven_allowed=unproven))
+    _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
+    code = {"refused": 3, "stopped": 4}.get(outcome.state, 0)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def demo(images: Annotated[Path | None, typer.Option(
+             help="A folder of class folders; without it, handwritten digits.")] = None,
+         fresh: Annotated[bool, typer.Option(help="Begin with an empty state folder.")] = True,
+         ) -> None:  # fmt: skip
+    """Play three nights on real images: a first version, a new class, a batch of wrong labels.
+
+    Example: [bold]regraft demo --images ./zoo[/bold]
+    """
+    from flows import demo as story
+
+    story.prepare(fresh)
+    _prefect()
+    _say_as_it_goes(True)
+    story.play(images)
+
+
+def _plan(plan_file: Path | None, fields: list[str] | None) -> Plan:
+    """The plan of a file with single fields set over it."""
+    from vision.plan import BadPlan, Plan
+
+    values: dict[str, Any] = {}
+    if plan_file is not None:
+        try:
+            values = json.loads(plan_file.read_text())
+        except ValueError as error:
+            raise BadPlan(f"{plan_file} is not JSON: {error}") from None
+    for field in fields or []:
+        name, sign, word = field.partition("=")
+        if not sign:
+            raise BadPlan(f"--set {field}: write FIELD=VALUE")
+        try:
+            value = json.loads(word)
+        except ValueError:
+            value = word
+        group, _, inner = name.partition(".")
+        if inner:
+            values.setdefault(group, {})[inner] = value
+        else:
+            values[name] = value
+    return Plan.from_dict(values)
+
+
+def _prefect() -> None:
+    """Have a Prefect server, and say where it is before Prefect is imported."""
+    from infra import embedded, settings
+
+    found = embedded.up(settings.load())
+    if found.prefect_api_url:
+        os.environ["PREFECT_API_URL"] = found.prefect_api_url
+
+
+# --- questions ------------------------------------------------------------------------------
+
+
+@app.command()
+def versions(most: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+             as_json: Json = False) -> None:  # fmt: skip
+    """List versions: how they did, and what became of them.
+
+    Example: [bold]regraft versions[/bold]
+    """
+    from infra import database
+    from records import versions as acts
+
+    with database.connect().transaction() as session:
+        rows = acts.summaries(session, most)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    if not rows:
+        _say("there are no versions yet: `regraft load FOLDER`, then `regraft nightly`")
+        return
+    _table(
+        ["version", "purpose", "from", "classes", "images", "test", "benchmark", "became"],
+        (
+            (
+                f"[bold]{row.id}[/bold]" if row.serves else str(row.id),
+                row.purpose,
+                str(row.parent_id or "scratch"),
+                str(row.classes),
+                str(row.images),
+                _percent(row.test_accuracy),
+                _percent(row.benchmark_accuracy),
+                _became(row),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _became(row: Any) -> str:
+    if row.serves:
+        return "[green]serves[/green]"
+    if row.deployed_at:
+        return f"served from {row.deployed_at:%Y-%m-%d %H:%M}"
+    if row.verdict == "refused":
+        return f"[red]refused[/red]: {row.reason}"
+    return str(row.reason or row.state)
+
+
+@app.command()
+def show(version: Annotated[int, typer.Argument(help="The version's number.")],
+         pictures: Annotated[Path | None, typer.Option(
+             help="Write its Grad-CAM overlays into this folder.")] = None,
+         as_json: Json = False) -> None:  # fmt: skip
+    """Show one version: plan, figures, the gate's checks, weakest classes, time of each step.
+
+    Example: [bold]regraft show 3 --pictures ./gradcam[/bold]
+    """
+    from flows import screens
+
+    if as_json:
+        _print_json(screens.version_facts(version))
+    else:
+        screens.show_version(version)
+    if pictures is not None:
+        count = screens.write_pictures(version, pictures)
+        if not as_json:
+            _say(f"wrote {count} pictures into {pictures}")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show what serves, what the last runs did, and what waits for a person.
+
+    Example: [bold]regraft status[/bold]
+    """
+    from flows import screens
+
+    if as_json:
+        _print_json(screens.status_facts())
+    else:
+        screens.show_status()
+
+
+# --- printing -------------------------------------------------------------------------------
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _say_as_it_goes(wanted: bool) -> None:
+    """Let the steps tell what they do, on standard error."""
+    import logging
+
+    log = logging.getLogger("regraft")
+    log.setLevel(logging.INFO if wanted else logging.WARNING)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("  %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+
+
+def _done(facts: dict[str, Any], line: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+    else:
+        typer.echo(line)
+
+
+def _print_json(facts: Any) -> None:
+    typer.echo(json.dumps(facts, indent=2, default=_plain, ensure_ascii=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return str(value)
+
+
+def _table(columns: list[str], rows: Iterable[Iterable[str | None]]) -> None:
+    from flows.screens import table
+
+    table(columns, rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _some(lines: Iterable[str], what: str) -> None:
+    listed = list(lines)
+    for line in listed[:10]:
+        _say(f"{what}: {line}")
+    if len(listed) > 10:
+        _say(f"… and {len(listed) - 10} more")
+
+
+if __name__ == "__main__":
+    main()

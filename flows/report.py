@@ -1,0 +1,159 @@
+"""The report of a night: what people read in Prefect and at the command line."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from prefect import get_client
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from sqlalchemy.orm import Session
+
+from infra import database
+from records import benchmark, deployments, evaluations, library, runs, snapshots, versions
+from records.evaluations import EvaluationRow
+
+log = logging.getLogger("regraft")
+
+MOST_CLASSES = 15  # classes named in one list; the rest is counted
+
+
+def run_name() -> str:
+    """What a night is called before its candidate is known."""
+    return f"nightly {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
+def flow_run_id() -> str | None:
+    """Prefect's id of the flow run that this is, if it is one."""
+    return flow_run.id if FlowRunContext.get() else None
+
+
+def name_run(version_id: int) -> None:
+    """Add the candidate to the flow run's name, so that the list of runs tells them apart."""
+    running = FlowRunContext.get()
+    if running is None or running.flow_run is None:
+        return
+    with get_client(sync_client=True) as client:
+        name = f"{running.flow_run.name} · version {version_id}"
+        client.update_flow_run(running.flow_run.id, name=name)
+
+
+def verdict(version_id: int) -> tuple[str, str]:
+    """`deployed` or `refused`, and the sentence that says why."""
+    with database.connect().transaction() as session:
+        judged = deployments.verdict(session, version_id)
+        if judged is None:
+            return "refused", f"version {version_id} was not judged"
+        checks = deployments.checks(session, judged.id)
+    if judged.passed:
+        return "deployed", f"version {version_id} passed {len(checks)} checks and serves"
+    failed = [check.sentence for check in checks if check.verdict == "failed"]
+    return "refused", f"version {version_id} was refused: {' · '.join(failed)}"
+
+
+def publish(run_id: int, state: str, reason: str, version_id: int | None) -> None:
+    """Put the gate's checks and the report on the Prefect page of the run."""
+    log.info("%s: %s", state, reason)
+    if FlowRunContext.get() is None:
+        return
+    with database.connect().transaction() as session:
+        text = markdown(session, run_id, state, reason, version_id)
+        judged = deployments.verdict(session, version_id) if version_id else None
+        checks = deployments.checks(session, judged.id) if judged else []
+    create_markdown_artifact(text, key="nightly-report", description="What this night did and why")
+    if checks:
+        create_table_artifact(
+            [
+                {"check": one.name, "verdict": one.verdict, "why": one.sentence}
+                for one in checks
+            ],
+            key="gate-checks",
+            description=f"The gate on version {version_id}",
+        )
+
+
+def markdown(
+    session: Session, run_id: int, state: str, reason: str, version_id: int | None
+) -> str:
+    """The whole report of one run."""
+    lines = [f"# Run {run_id}: {state}", "", reason, ""]
+    lines += _library(session)
+    if version_id is not None:
+        lines += _version(session, version_id)
+    lines += ["## Where the time went", "", "| step | seconds |", "|---|---:|"]
+    lines += [f"| {step.name} | {step.seconds:.1f} |" for step in runs.steps(session, run_id)]
+    return "\n".join([*lines, ""])
+
+
+def _library(session: Session) -> list[str]:
+    states = library.object_states(session)
+    newest = library.batches(session, most=1)
+    lines = ["## Library", ""]
+    lines.append(
+        f"{sum(states.values())} objects listed: {states['accepted']} accepted, "
+        f"{states['quarantined']} quarantined, {states['pending']} pending."
+    )
+    if newest:
+        batch = newest[0]
+        lines.append(f"Batch {batch.id} ({batch.state}) brought {batch.images} new images.")
+        for name, count, example in library.quarantine_reasons(session, batch.id):
+            lines.append(f"- {count} × {_inert(name)}: {_inert(example)}")
+    return [*lines, ""]
+
+
+def _version(session: Session, version_id: int) -> list[str]:
+    version = versions.get(session, version_id)
+    parent = f"version {version.parent_id}" if version.parent_id else "none"
+    lines = [
+        f"## Version {version_id}",
+        "",
+        f"{version.architecture}, {len(version.class_names)} classes, parent {parent}, "
+        f"snapshot `{version.snapshot_digest[:12]}`, plan `{version.plan_digest[:12]}`.",
+        "",
+        "| on | images | accuracy | 95% interval | calibration error |",
+        "|---|---:|---:|---|---:|",
+    ]
+    lines += [_evaluation(row) for row in evaluations.of_version(session, version_id)]
+    judged = deployments.verdict(session, version_id)
+    if judged:
+        frozen = benchmark.current(session)
+        against = f"version {judged.champion_id}" if judged.champion_id else "no champion"
+        lines += [
+            "",
+            f"Judged against {against} on benchmark version {judged.benchmark_version} "
+            f"({frozen.looks} looks so far).",
+            "",
+            "| check | verdict | why |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {check.name} | {check.verdict} | {_inert(check.sentence)} |"
+            for check in deployments.checks(session, judged.id)
+        ]
+    counts = snapshots.class_counts(session, version.snapshot_digest)
+    short = sorted((one for one in counts if one.lacks), key=lambda one: one.lacks)
+    if short:
+        named = ", ".join(f"{_inert(one.class_name)} lacks {one.lacks}" for one in short[:MOST_CLASSES])
+        rest = f" and {len(short) - MOST_CLASSES} more" if len(short) > MOST_CLASSES else ""
+        lines += ["", f"Under the cutoff: {named}{rest}."]
+    return [*lines, ""]
+
+
+def _evaluation(row: EvaluationRow) -> str:
+    subject = row.subject
+    if row.benchmark_version is not None:
+        subject = f"benchmark {row.benchmark_version}"
+    if row.batch_id is not None:
+        subject = f"new images (batch {row.batch_id})"
+    calibration = "" if row.calibration_error is None else f"{row.calibration_error:.3f}"
+    return (
+        f"| {subject} | {row.images} | {row.accuracy:.1%} | "
+        f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%} | {calibration} |"
+    )
+
+
+def _inert(text: str) -> str:
+    """Text from keys and labels, so that a table or page shows it and does not obey it."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

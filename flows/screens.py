@@ -1,0 +1,265 @@
+"""What the command line shows: tables that fit the terminal, and the same facts for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from infra import database
+from records import benchmark, deployments, evaluations, library, runs, snapshots, versions
+
+WEAKEST = 10
+
+
+def table(columns: list[str], rows: Iterable[Iterable[str | None]], title: str = "") -> None:
+    """Print a table as wide as the terminal."""
+    grid = Table(title=title or None, title_justify="left", header_style="bold", box=None,
+                 pad_edge=False)  # fmt: skip
+    for name in columns:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell or "" for cell in row))
+    console = Console()
+    console.print(grid)
+    console.print()
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage, or nothing where it was not measured."""
+    return "" if share is None else f"{share:.1%}"
+
+
+def version_facts(version_id: int) -> dict[str, Any]:
+    """Everything about one version."""
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+        judged = deployments.verdict(session, version_id)
+        found = evaluations.of_version(session, version_id)
+        return {
+            "version": asdict(version),
+            "epochs": [asdict(one) for one in versions.epochs(session, version_id)],
+            "evaluations": [asdict(one) for one in found],
+            "classes": {
+                one.subject: [asdict(row) for row in evaluations.class_scores(session, one.id)]
+                for one in found
+            },
+            "verdict": asdict(judged) if judged else None,
+            "checks": [
+                {"name": one.name, "verdict": one.verdict, "numbers": dict(one.numbers),
+                 "sentence": one.sentence}
+                for one in (deployments.checks(session, judged.id) if judged else [])
+            ],
+            "snapshot": [
+                asdict(one) for one in snapshots.class_counts(session, version.snapshot_digest)
+            ],
+            "steps": [asdict(one) for one in runs.steps(session, version.run_id)],
+            "gradcams": len(evaluations.gradcams(session, version_id)),
+        }  # fmt: skip
+
+
+def show_version(version_id: int) -> None:
+    """Print one version for people."""
+    facts = version_facts(version_id)
+    version = facts["version"]
+    console = Console()
+    parent = version["parent_id"]
+    console.print(
+        f"[bold]version {version_id}[/bold] · {version['purpose']} · {version['state']} · "
+        f"{version['architecture']} · {len(version['class_names'])} classes · from "
+        f"{f'version {parent}' if parent else 'no parent'}"
+    )
+    if version["reason"]:
+        console.print(escape(version["reason"]))
+    console.print()
+    table(
+        ["on", "images", "accuracy", "95% interval", "top 5", "calibration"],
+        (
+            (
+                one["subject"] + (f" {one['benchmark_version'] or one['batch_id'] or ''}"),
+                str(one["images"]),
+                percent(one["accuracy"]),
+                f"{percent(one['accuracy_low'])} to {percent(one['accuracy_high'])}",
+                percent(one["top5_accuracy"]),
+                "" if one["calibration_error"] is None else f"{one['calibration_error']:.3f}",
+            )
+            for one in facts["evaluations"]
+        ),
+    )
+    marks = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "undecidable": "?"}
+    if facts["checks"]:
+        table(
+            ["", "check", "why"],
+            ((marks[one["verdict"]], one["name"], escape(one["sentence"]))
+             for one in facts["checks"]),
+            "The gate",
+        )  # fmt: skip
+    weakest = facts["classes"].get("test", [])[:WEAKEST]
+    table(
+        ["class", "images", "recall", "95% interval", "precision"],
+        (
+            (
+                escape(one["name"]),
+                str(one["images"]),
+                percent(one["recall"]),
+                f"{percent(one['recall_low'])} to {percent(one['recall_high'])}",
+                percent(one["precision"]),
+            )
+            for one in weakest
+        ),
+        "Weakest classes on test images",
+    )
+    _show_epochs(facts["epochs"])
+    total = sum(one["seconds"] for one in facts["steps"]) or 1.0
+    table(
+        ["step", "seconds", "", "counts"],
+        (
+            (
+                one["name"],
+                f"{one['seconds']:.1f}",
+                "█" * round(30 * one["seconds"] / total),
+                ", ".join(f"{name} {value}" for name, value in one["facts"].items()),
+            )
+            for one in facts["steps"]
+        ),
+        "Where the time went",
+    )
+    short = [one for one in facts["snapshot"] if one["lacks"]]
+    if short:
+        named = ", ".join(f"{escape(one['class_name'])} lacks {one['lacks']}" for one in short[:20])
+        console.print(f"Under the cutoff: {named}" + (" …" if len(short) > 20 else ""))
+    console.print(
+        f"{facts['gradcams']} Grad-CAM maps: `regraft show {version_id} --pictures FOLDER`"
+    )
+
+
+def _show_epochs(epochs: list[dict[str, Any]]) -> None:
+    """The first, the best and the last epochs; all of them are in --json."""
+    if not epochs:
+        return
+    best = max(epochs, key=lambda one: one["validation_accuracy"] or 0)["number"]
+    wanted = {1, best, *(one["number"] for one in epochs[-3:])}
+    table(
+        ["epoch", "phase", "loss", "validation loss", "validation accuracy", "rate", "images/s"],
+        (
+            (
+                f"{one['number']}{' (best)' if one['number'] == best else ''}",
+                one["phase"],
+                f"{one['train_loss']:.3f}",
+                "" if one["validation_loss"] is None else f"{one['validation_loss']:.3f}",
+                percent(one["validation_accuracy"]),
+                f"{one['learning_rate']:.2g}",
+                f"{one['images_per_second']:.0f}",
+            )
+            for one in epochs
+            if one["number"] in wanted
+        ),
+        "Training",
+    )
+
+
+def write_pictures(version_id: int, folder: Path) -> int:
+    """Draw every stored Grad-CAM map of a version into a folder; answers how many."""
+    from tasks import checkpoints  # noqa: PLC0415  (torch, which only pictures need)
+    from tasks.explanation import drawn  # noqa: PLC0415
+
+    with database.connect().transaction() as session:
+        rows = evaluations.gradcams(session, version_id)
+    loaded = checkpoints.load(version_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(rows):
+        words = f"{number:03d} {row.reason} {row.label} as {row.predicted} for {row.target}"
+        name = "".join(sign if sign.isalnum() or sign in " -_" else "_" for sign in words)
+        drawn(loaded, row).save(folder / f"{name[:120]}.png")
+    return len(rows)
+
+
+def status_facts() -> dict[str, Any]:
+    """What serves, the library, the last runs, and what waits for a person."""
+    with database.connect().transaction() as session:
+        serving = deployments.champion(session)
+        frozen = benchmark.listed(session)
+        return {
+            "champion": asdict(serving) if serving else None,
+            "benchmark": asdict(frozen[0]) if frozen else None,
+            "objects": library.object_states(session),
+            "classes": [asdict(one) for one in library.classes(session)],
+            "batches": [asdict(one) for one in library.batches(session, most=5)],
+            "runs": [asdict(one) for one in runs.listed(session, most=5)],
+            "deployments": [asdict(one) for one in deployments.log(session, most=5)],
+            "quarantine": [
+                {"expectation": name, "count": count, "example": example}
+                for name, count, example in library.quarantine_reasons(session)
+            ],
+            "label_changes": library.label_changes(session, most=5),
+        }
+
+
+def show_status() -> None:
+    """Print the status for people."""
+    facts = status_facts()
+    console = Console()
+    serving, frozen, objects = facts["champion"], facts["benchmark"], facts["objects"]
+    console.print(
+        f"[bold]version {serving['version_id']}[/bold] serves since "
+        f"{serving['deployed_at']:%Y-%m-%d %H:%M} UTC"
+        if serving
+        else "nothing serves yet"
+    )
+    console.print(
+        f"benchmark version {frozen['version']}: {frozen['images']} images of "
+        f"{frozen['classes']} classes, {frozen['looks']} looks"
+        if frozen
+        else "no benchmark is frozen: `regraft benchmark freeze FOLDER --why TEXT`"
+    )
+    console.print(
+        f"{sum(objects.values())} objects: {objects['accepted']} accepted, "
+        f"{objects['quarantined']} quarantined, {objects['pending']} pending; "
+        f"{sum(one['usable'] for one in facts['classes'])} usable images of "
+        f"{len(facts['classes'])} classes"
+    )
+    console.print()
+    table(
+        ["run", "purpose", "state", "version", "began", "reason"],
+        (
+            (
+                str(one["id"]),
+                one["purpose"],
+                one["state"],
+                str(one["version_id"] or ""),
+                f"{one['started_at']:%Y-%m-%d %H:%M}",
+                escape(one["reason"] or ""),
+            )
+            for one in facts["runs"]
+        ),
+        "Last runs",
+    )
+    table(
+        ["batch", "state", "accepted", "quarantined", "pending", "reason"],
+        (
+            (
+                str(one["id"]),
+                one["state"],
+                str(one["accepted"]),
+                str(one["quarantined"]),
+                str(one["pending"]),
+                escape(one["reason"] or ""),
+            )
+            for one in facts["batches"]
+        ),
+        "Last batches",
+    )
+    if facts["quarantine"]:
+        table(
+            ["refused by", "images", "for example"],
+            (
+                (one["expectation"], str(one["count"]), escape(one["example"]))
+                for one in facts["quarantine"]
+            ),
+            "Quarantine",
+        )

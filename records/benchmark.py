@@ -1,0 +1,192 @@
+"""The benchmark: frozen images that no training may see, in versions that only ever grow on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, select, text
+from sqlalchemy.orm import Session
+
+from infra.database import copy_rows
+from records.library import NEAR_BITS
+from records.tables import Benchmark, BenchmarkImage
+
+
+class NoBenchmark(LookupError):
+    """Nothing has been frozen yet, so nothing can be judged."""
+
+
+class BadBenchmark(ValueError):
+    """The act would break the benchmark's rules."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One benchmark version."""
+
+    version: int
+    digest: str
+    images: int
+    classes: int
+    frozen_by: str
+    why: str
+    frozen_at: datetime
+    power: dict[str, Any]
+    looks: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """One image on its way into the benchmark."""
+
+    sha256: str
+    class_name: str
+    source_key: str
+    key: str
+    dhash: int | None
+    dhash_mirror: int | None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a benchmark version."""
+
+    sha256: str
+    class_name: str
+    key: str
+
+
+def current(session: Session) -> BenchmarkRow:
+    """The newest benchmark version; raises `NoBenchmark` when nothing was ever frozen."""
+    rows = listed(session)
+    if not rows:
+        raise NoBenchmark(
+            "no benchmark is frozen, so no version can be judged: "
+            "`regraft benchmark freeze FOLDER --by NAME --why TEXT`"
+        )
+    return rows[0]
+
+
+def listed(session: Session) -> list[BenchmarkRow]:
+    """All benchmark versions, the newest first, each with how often it was looked at."""
+    rows = session.execute(
+        text(
+            """
+            SELECT version, digest, images, classes, frozen_by, why, frozen_at, power,
+                   (SELECT count(*) FROM verdicts v WHERE v.benchmark_version = version)
+            FROM benchmarks ORDER BY version DESC
+            """
+        )
+    )
+    return [BenchmarkRow(*row) for row in rows]
+
+
+def members(session: Session, version: int) -> list[Member]:
+    """The images of one benchmark version, by digest."""
+    query = (
+        select(BenchmarkImage.sha256, BenchmarkImage.class_name, BenchmarkImage.key)
+        .where(BenchmarkImage.added_in <= version)
+        .where(
+            BenchmarkImage.withdrawn_in.is_(None) | (BenchmarkImage.withdrawn_in > version)
+        )
+        .order_by(BenchmarkImage.sha256)
+    )
+    return [Member(*row) for row in session.execute(query)]
+
+
+def keys(session: Session, digests: list[str]) -> dict[str, str]:
+    """Where the bytes of those of these images lie that any benchmark version holds."""
+    query = select(BenchmarkImage.sha256, BenchmarkImage.key)
+    rows = session.execute(query.where(BenchmarkImage.sha256.in_(digests)))
+    return {sha256: key for sha256, key in rows}  # noqa: C416  (dict(Row) is typed less well)
+
+
+def digest_of(images: Iterable[Member]) -> str:
+    """The name of a benchmark version by its contents: sorted digests with their classes."""
+    lines = sorted(f"{one.sha256} {one.class_name}" for one in images)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def leaks(session: Session, images: list[Frozen]) -> dict[str, str]:
+    """Which of these images the library or the benchmark already has, exact or near, and why.
+
+    Also takes the leak lock, held until commit, so that no intake brings one in meanwhile.
+    """
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))
+    session.execute(
+        text(
+            """
+            CREATE TEMP TABLE frozen (sha256 text, dhash bigint, dhash_mirror bigint)
+            ON COMMIT DROP
+            """
+        )
+    )
+    rows = ((one.sha256, one.dhash, one.dhash_mirror) for one in images)
+    copy_rows(session, "frozen", ["sha256", "dhash", "dhash_mirror"], rows)
+    session.execute(text("ANALYZE frozen"))
+    near = " UNION ".join(
+        f"""
+        SELECT f.sha256, 'near ' || i.sha256 || ' of the library'
+        FROM frozen f JOIN images i
+          ON ((i.dhash >> {shift}) & 65535) = ((f.{column} >> {shift}) & 65535)
+        WHERE bit_count((i.dhash # f.{column})::bit(64)) <= {NEAR_BITS}
+        """  # noqa: S608  (constants of this module)
+        for column in ("dhash", "dhash_mirror")
+        for shift in (48, 32, 16, 0)
+    )
+    found: dict[str, str] = {}
+    for sha256, why in session.execute(text(near)):
+        found[sha256] = why
+    exact = text(
+        """
+        SELECT f.sha256, 'already in the library' FROM frozen f JOIN images i USING (sha256)
+        UNION ALL
+        SELECT f.sha256, 'already in the benchmark'
+        FROM frozen f JOIN benchmark_images b USING (sha256)
+        """
+    )
+    for sha256, why in session.execute(exact):
+        found[sha256] = why
+    return found
+
+
+def freeze(
+    session: Session, added: list[Frozen], by: str, why: str, power: dict[str, Any]
+) -> BenchmarkRow:
+    """Append a benchmark version that has the newest one's images and these."""
+    known = listed(session)
+    version = known[0].version + 1 if known else 1
+    kept = members(session, known[0].version) if known else []
+    whole = kept + [Member(one.sha256, one.class_name, one.key) for one in added]
+    if not whole:
+        raise BadBenchmark("a benchmark needs images: none were left to freeze")
+    session.execute(
+        insert(Benchmark).values(
+            version=version,
+            digest=digest_of(whole),
+            images=len(whole),
+            classes=len({one.class_name for one in whole}),
+            frozen_by=by,
+            why=why,
+            power=power,
+        )
+    )
+    session.execute(
+        insert(BenchmarkImage),
+        [
+            {
+                "sha256": one.sha256,
+                "class_name": one.class_name,
+                "source_key": one.source_key,
+                "key": one.key,
+                "dhash": one.dhash,
+                "added_in": version,
+            }
+            for one in added
+        ],
+    )
+    return current(session)

@@ -1,0 +1,219 @@
+"""Versions: every trained model, its parent, snapshot, plan and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from records.tables import Epoch, Version
+
+
+class UnknownVersion(LookupError):
+    """No such version."""
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """One version as people ask for it."""
+
+    id: int
+    purpose: str
+    state: str
+    reason: str | None
+    run_id: int
+    parent_id: int | None
+    snapshot_digest: str
+    plan: dict[str, Any]
+    plan_digest: str
+    architecture: str
+    class_names: list[str]
+    checkpoint_digest: str | None
+    machine: dict[str, Any] | None
+    training_accuracy: float | None
+    validation_accuracy: float | None
+    latency_seconds: float | None
+    created_at: datetime
+    trained_at: datetime | None
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """The figures of one epoch."""
+
+    number: int
+    phase: str
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of the list of versions: what it is, how it did, what became of it."""
+
+    id: int
+    purpose: str
+    state: str
+    parent_id: int | None
+    architecture: str
+    classes: int
+    images: int
+    test_accuracy: float | None
+    benchmark_accuracy: float | None
+    verdict: str | None
+    reason: str | None
+    serves: bool
+    deployed_at: datetime | None
+    created_at: datetime
+
+
+def checkpoint_key(digest: str) -> str:
+    """Where a checkpoint lies in S3: its key is its digest."""
+    return f"checkpoints/{digest}.safetensors"
+
+
+def class_names_digest(class_names: list[str]) -> str:
+    """Digest of the ordered class names, as checkpoints carry it."""
+    return hashlib.sha256(json.dumps(class_names, ensure_ascii=False).encode()).hexdigest()
+
+
+def candidate(
+    session: Session,
+    run_id: int,
+    purpose: str,
+    parent_id: int | None,
+    snapshot_digest: str,
+    plan: dict[str, Any],
+    plan_digest: str,
+    class_names: list[str],
+) -> int:
+    """The version for this snapshot, plan and parent: the one a killed run began, or a new one."""
+    parent_purpose = None
+    if parent_id is not None:
+        parent_purpose = get(session, parent_id).purpose
+    same = select(Version.id).where(
+        Version.purpose == purpose,
+        Version.snapshot_digest == snapshot_digest,
+        Version.plan_digest == plan_digest,
+        Version.parent_id.is_not_distinct_from(parent_id),
+        Version.state != "failed",
+    )
+    known = session.scalar(same)
+    if known is not None:
+        return known
+    statement = insert(Version).values(
+        purpose=purpose,
+        run_id=run_id,
+        parent_id=parent_id,
+        parent_purpose=parent_purpose,
+        snapshot_digest=snapshot_digest,
+        plan=plan,
+        plan_digest=plan_digest,
+        architecture=plan["architecture"],
+        class_names=class_names,
+        class_names_digest=class_names_digest(class_names),
+    )
+    return session.execute(statement.returning(Version.id)).scalar_one()
+
+
+def trained(
+    session: Session,
+    version_id: int,
+    checkpoint_digest: str,
+    machine: dict[str, Any],
+    training_accuracy: float,
+    validation_accuracy: float | None,
+) -> None:
+    """Write the finished training down; the checkpoint must lie in S3 before."""
+    session.execute(
+        update(Version)
+        .where(Version.id == version_id, Version.state == "training")
+        .values(
+            state="trained",
+            checkpoint_digest=checkpoint_digest,
+            machine=machine,
+            training_accuracy=training_accuracy,
+            validation_accuracy=validation_accuracy,
+            trained_at=func.now(),
+        )
+    )
+
+
+def measured(session: Session, version_id: int, latency_seconds: float) -> None:
+    """Keep the measured seconds of one answer at batch 1."""
+    session.execute(
+        update(Version).where(Version.id == version_id).values(latency_seconds=latency_seconds)
+    )
+
+
+def failed(session: Session, version_id: int, reason: str) -> None:
+    """Close a candidate whose training cannot succeed; a later night begins a new one."""
+    session.execute(
+        update(Version)
+        .where(Version.id == version_id, Version.state == "training")
+        .values(state="failed", reason=reason)
+    )
+
+
+def add_epoch(session: Session, version_id: int, figures: EpochRow) -> None:
+    """Keep one epoch's figures; an epoch repeated after a kill replaces its row."""
+    session.execute(
+        text("DELETE FROM epochs WHERE version_id = :version AND number >= :number"),
+        {"version": version_id, "number": figures.number},
+    )
+    session.execute(insert(Epoch).values(version_id=version_id, **asdict(figures)))
+
+
+def epochs(session: Session, version_id: int) -> list[EpochRow]:
+    """The epochs of one version in order."""
+    columns = [getattr(Epoch, name) for name in EpochRow.__dataclass_fields__]
+    query = select(*columns).where(Epoch.version_id == version_id).order_by(Epoch.number)
+    return [EpochRow(*row) for row in session.execute(query)]
+
+
+def get(session: Session, version_id: int) -> VersionRow:
+    """One version; raises `UnknownVersion`."""
+    columns = [getattr(Version, name) for name in VersionRow.__dataclass_fields__]
+    row = session.execute(select(*columns).where(Version.id == version_id)).first()
+    if row is None:
+        raise UnknownVersion(f"there is no version {version_id}: `regraft versions` lists them")
+    return VersionRow(*row)
+
+
+def summaries(session: Session, most: int = 50) -> list[Summary]:
+    """The newest versions first, each with what became of it."""
+    rows = session.execute(
+        text(
+            """
+            SELECT v.id, v.purpose, v.state, v.parent_id, v.architecture,
+                   cardinality(v.class_names), s.images, test.accuracy, benchmark.accuracy,
+                   CASE WHEN d.id IS NULL THEN NULL WHEN d.passed THEN 'passed' ELSE 'refused' END,
+                   coalesce(v.reason, (SELECT string_agg(c.sentence, ' · ' ORDER BY c.ordinal)
+                        FROM checks c WHERE c.verdict_id = d.id AND c.verdict = 'failed')),
+                   v.id = (SELECT version_id FROM champion),
+                   (SELECT max(p.deployed_at) FROM deployments p WHERE p.version_id = v.id),
+                   v.created_at
+            FROM versions v
+            JOIN snapshots s ON s.digest = v.snapshot_digest
+            LEFT JOIN LATERAL (SELECT * FROM verdicts d WHERE d.version_id = v.id
+                               ORDER BY d.id DESC LIMIT 1) d ON true
+            LEFT JOIN evaluations test ON test.version_id = v.id AND test.subject = 'test'
+            LEFT JOIN LATERAL (SELECT accuracy FROM evaluations e WHERE e.version_id = v.id
+                               AND e.subject = 'benchmark'
+                               ORDER BY e.benchmark_version DESC LIMIT 1) benchmark ON true
+            ORDER BY v.id DESC LIMIT :most
+            """
+        ),
+        {"most": most},
+    )
+    return [Summary(*row[:11], bool(row[11]), *row[12:]) for row in rows]

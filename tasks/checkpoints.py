@@ -1,0 +1,52 @@
+"""Checkpoints: kept in S3 under their digest, loaded only when the bytes still have it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from infra import database, settings, storage
+from records import versions
+from records.versions import checkpoint_key
+from vision import network
+from vision.network import BadCheckpoint, Loaded
+
+
+def store(path: Path, digest: str) -> None:
+    """Put a checkpoint into S3, once; the object is there before any row names it."""
+    storage.connect().write_once(checkpoint_key(digest), path, digest)
+
+
+def fetch(digest: str) -> Path:
+    """The local copy of a checkpoint, downloaded when it is not there or no longer intact."""
+    folder = settings.load().cache_dir / "checkpoints"
+    path = folder / f"{digest}.safetensors"
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+        return path
+    body = storage.connect().read(checkpoint_key(digest))
+    found = hashlib.sha256(body).hexdigest()
+    if found != digest:
+        raise BadCheckpoint(
+            f"{checkpoint_key(digest)} holds other bytes ({found[:12]}…): it was changed after it "
+            "was stored; restore it from a backup, or roll back to another version"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_bytes(body)
+    aside.replace(path)
+    return path
+
+
+def load(version_id: int) -> Loaded:
+    """A trained version's network, its digest checked."""
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+    if version.checkpoint_digest is None:
+        raise BadCheckpoint(f"version {version_id} is {version.state}: it has no checkpoint")
+    loaded = network.load(fetch(version.checkpoint_digest), version.checkpoint_digest)
+    if list(loaded.class_names) != version.class_names:
+        raise BadCheckpoint(
+            f"version {version_id}: the checkpoint names other classes than its row; "
+            "restore either from a backup"
+        )
+    return loaded

@@ -1,0 +1,273 @@
+"""Intake: list what lies in S3, notice what is new, gone or moved, fetch and measure the new."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infra import database, settings, storage
+from infra.storage import Changed, Gone, Listed, StorageError, bad_key
+from records import deployments, library, runs, versions
+from records.library import (
+    LABELLED,
+    MANIFESTS,
+    ListedObject,
+    ManifestEntry,
+    Newcomer,
+    label_of,
+    normalised,
+)
+from vision.images import examine
+from vision.plan import Plan
+
+from tasks.pixels import cache
+from tasks.progress import progress
+from tasks.step import reading, timed
+
+MANIFEST_COLUMNS = ("key", "label")
+LONGEST_FIELD = 1000  # characters; class names and keys are far shorter, a megabyte is an accident
+
+
+class BadManifest(ValueError):
+    """A manifest that cannot be read as a whole; the message names file, place and mend."""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What one intake found; `batch_id` is None when nothing is new."""
+
+    batch_id: int | None
+    listed: int
+    new: int
+    gone: int
+
+
+@reading("take in new images")
+def take_in_new_images(run_id: int, plan: Plan) -> Intake:
+    """List, compare with the library, and fetch what is new into an open batch.
+
+    Work and memory grow with what is new. A run that was killed leaves its batch open; the next
+    one goes on with it.
+    """
+    with timed(run_id, "list") as facts:
+        intake = _list_new(run_id)
+        facts.update(asdict(intake))
+    if intake.batch_id is not None:
+        with timed(run_id, "fetch and decode") as facts:
+            facts["objects"] = _fetch(run_id, intake.batch_id, plan)
+    return intake
+
+
+def _list_new(run_id: int) -> Intake:
+    store = storage.connect()
+    with database.connect().transaction() as session:
+        runs.fence(session, run_id)
+        batch_id = library.open_batch(session)
+        runs.note(session, run_id, batch_id=batch_id)
+        for listed in store.list(MANIFESTS):
+            if listed.key.endswith((".csv", ".jsonl")):
+                if not library.manifest_is_known(session, listed.key, listed.etag):
+                    entries = read_manifest(listed.key, store.read(listed.key, listed.etag))
+                    library.record_manifest(session, batch_id, listed.key, listed.etag, entries)
+        count = library.record_listing(
+            session, store.bucket, batch_id, map(_labelled, store.list(LABELLED))
+        )
+        library.drop_gone(session, batch_id)
+        champion = deployments.champion(session)
+        if champion and count.gone:
+            served = versions.get(session, champion.version_id).class_names
+            library.refuse_vanished_classes(session, served)
+        empty = library.drop_empty_batch(session, batch_id)
+    return Intake(None if empty else batch_id, count.listed, count.new, count.gone)
+
+
+def _labelled(listed: Listed) -> ListedObject:
+    problem = bad_key(listed.key)
+    label, sub_label = (None, "") if problem else label_of(listed.key)
+    # A key that Postgres cannot hold, or a terminal would obey, is kept in its escaped form.
+    key = listed.key.encode("unicode_escape").decode("ascii") if problem else listed.key
+    return ListedObject(
+        key, listed.etag, listed.size, listed.modified, label, sub_label, problem
+    )
+
+
+def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
+    """Read and measure every waiting object in parallel; pixels go straight into the cache."""
+    store = storage.connect()
+    with database.connect().transaction() as session:
+        newcomers = library.waiting(session, batch_id)
+    if not newcomers:
+        return 0
+    name = f"batch-{batch_id}-{newcomers[0].object_id}"
+    held = cache()
+
+    def measure(item: tuple[int, Newcomer]) -> tuple[int, str | None, dict[str, Any]]:
+        row, newcomer = item
+        try:
+            body = store.read(newcomer.key, newcomer.etag)
+        except (Gone, Changed) as error:
+            return newcomer.object_id, None, unreadable(str(error))
+        except StorageError as error:
+            if error.temporary:
+                raise
+            return newcomer.object_id, None, unreadable(str(error))
+        facts, pixels = examine(body, plan.geometry)
+        if pixels is not None:
+            writer.put(row, facts.sha256, pixels)
+        return newcomer.object_id, facts.sha256, asdict(facts)
+
+    measured = []
+    with (
+        held.writer(name, plan.geometry, len(newcomers)) as writer,
+        ThreadPoolExecutor(settings.load().workers) as pool,
+        progress("fetch and decode", len(newcomers)) as advance,
+    ):
+        for done, one in enumerate(pool.map(measure, enumerate(newcomers)), start=1):
+            measured.append(one)
+            advance(done)
+    with database.connect().transaction() as session:
+        runs.fence(session, run_id)
+        library.store_facts(session, measured)
+    return len(measured)
+
+
+def unreadable(problem: str) -> dict[str, Any]:
+    """Facts of an object whose bytes could not be had."""
+    return {"readable": False, "problem": problem}
+
+
+# --- manifests ------------------------------------------------------------------------------
+
+
+def read_manifest(key: str, body: bytes) -> list[ManifestEntry]:
+    """The rows of a CSV or JSONL manifest; a bad row says so itself, a bad file raises.
+
+    Columns: key and label are needed; sub_label, origin, group, labelled_by and box
+    (`x y width height` as shares of the picture, 0..1) may be given.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadManifest(
+            f"{key}: byte {error.start} is not UTF-8: save the manifest as UTF-8"
+        ) from None
+    rows = list(_json_rows(key, text) if key.endswith(".jsonl") else _csv_rows(key, text))
+    if not rows:
+        raise BadManifest(f"{key}: it has no rows: delete it, or fill it")
+    entries = [_entry(row, number) for number, row in rows]
+    seen: set[tuple[str, str | None]] = set()
+    unique = []
+    for entry in entries:
+        if entry.problem or (entry.key, entry.label) not in seen:
+            unique.append(entry)
+        seen.add((entry.key, entry.label))
+    return _contradictions_marked(unique)
+
+
+def _csv_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # The csv module stops at 128 KiB a field; longer ones must reach the check that names them.
+    csv.field_size_limit(len(text) + 1)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    _require_columns(key, reader.fieldnames or [])
+    for number, row in enumerate(reader, start=2):
+        yield number, {name: value for name, value in row.items() if name is not None}
+
+
+def _json_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadManifest(f"{key}: line {number} is not JSON ({error}): mend it") from None
+        if not isinstance(row, dict):
+            raise BadManifest(f"{key}: line {number} is not an object: write {{...}}")
+        _require_columns(key, list(row))
+        yield number, row
+
+
+def _require_columns(key: str, columns: Any) -> None:
+    missing = [name for name in MANIFEST_COLUMNS if name not in columns]
+    if missing:
+        raise BadManifest(
+            f"{key}: column {', '.join(missing)} is missing; it has {', '.join(columns) or 'none'}:"
+            " add it to the header"
+        )
+
+
+def _entry(row: dict[str, Any], number: int) -> ManifestEntry:
+    problem = None
+    clean: dict[str, str] = {}
+    for name in ("key", "label", "sub_label", "origin", "group", "labelled_by", "box"):
+        value = row.get(name)
+        word = "" if value is None else str(value)
+        if problem is None:
+            problem = text_problem(name, word)
+        clean[name] = presentable(word)
+    if problem is None and (reason := bad_key(clean["key"])):
+        problem = f"key: {reason}"
+    box = None
+    if clean["box"] and problem is None:
+        box = _box(clean["box"])
+        if box is None:
+            problem = f"box {clean['box']!r} is not `x y width height` in shares from 0 to 1"
+    return ManifestEntry(
+        row=number,
+        key=clean["key"],
+        label=normalised(clean["label"]) or None,
+        sub_label=normalised(clean["sub_label"]),
+        origin=clean["origin"].strip() or "real",
+        group_name=clean["group"].strip() or None,
+        labelled_by=clean["labelled_by"].strip() or None,
+        box=box,
+        problem=problem,
+    )
+
+
+def text_problem(name: str, word: str) -> str | None:
+    """What keeps a text from being stored or shown, if anything does."""
+    if len(word) > LONGEST_FIELD:
+        return f"{name} has {len(word):,} characters: {LONGEST_FIELD:,} are the most"
+    if any(ord(sign) < 32 or 0xD800 <= ord(sign) <= 0xDFFF or ord(sign) == 127 for sign in word):
+        return f"{name} holds a control character or half a character"
+    return None
+
+
+def presentable(word: str) -> str:
+    """A text that Postgres can hold and a terminal does not obey, cut to a length to read."""
+    if text_problem("", word) is None:
+        return word
+    escaped = word[:LONGEST_FIELD].encode("unicode_escape", "backslashreplace").decode("ascii")
+    return escaped[:LONGEST_FIELD]
+
+
+def _box(word: str) -> tuple[float, float, float, float] | None:
+    try:
+        values = [float(part) for part in word.strip("[]() ").replace(",", " ").split()]
+    except ValueError:
+        return None
+    if len(values) != 4 or not all(0 <= value <= 1 for value in values):
+        return None
+    return values[0], values[1], values[2], values[3]
+
+
+def _contradictions_marked(entries: list[ManifestEntry]) -> list[ManifestEntry]:
+    """Rows of one file that give one key two labels are all refused: neither can be trusted."""
+    labels: dict[str, set[str | None]] = {}
+    for entry in entries:
+        labels.setdefault(entry.key, set()).add(entry.label)
+    marked = []
+    for entry in entries:
+        if entry.problem is None and len(labels[entry.key]) > 1:
+            said = " and ".join(sorted(repr(label) for label in labels[entry.key]))
+            entry = ManifestEntry(  # noqa: PLW2901  (the row as it is stored)
+                **{**entry.__dict__, "problem": f"this manifest labels the key {said}"}
+            )
+        marked.append(entry)
+    return marked

@@ -1,0 +1,89 @@
+"""Progress for people: a bar with rate and time left, and the same as a Prefect artifact."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger("regraft")
+
+# How often the artifact is written, in seconds: each write is a call to the Prefect server.
+ARTIFACT_EVERY = 5.0
+
+
+class RateColumn(ProgressColumn):
+    """Units per second since the bar began."""
+
+    def render(self, task: Task) -> Text:
+        """Show the rate, or a dash before there is one."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed or 0:.1f}/s")
+
+
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Show a bar while the block runs; call the function given with how much is done so far.
+
+    Who learns the total only later starts with None and gives it as the second argument.
+    """
+    console = Console(stderr=True)
+    artifact = _artifact(title)
+    last_written = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    started = time.monotonic()
+    done_so_far = 0
+    with bar:
+        shown = bar.add_task(title, total=total)
+
+        def advance(done: int, whole: int | None = total) -> None:
+            nonlocal last_written, done_so_far
+            done_so_far = done
+            bar.update(shown, completed=done, total=whole)
+            if artifact and whole and time.monotonic() - last_written > ARTIFACT_EVERY:
+                last_written = time.monotonic()
+                update_progress_artifact(artifact, 100.0 * done / whole)
+
+        yield advance
+    if artifact:
+        update_progress_artifact(artifact, 100.0)
+    seconds = time.monotonic() - started
+    rate = done_so_far / seconds if seconds else 0.0
+    log.info("%s: %d in %.1f s (%.1f/s)", title, done_so_far, seconds, rate)
+
+
+def _artifact(title: str) -> UUID | None:
+    """Open the artifact when a Prefect flow is running; its page shows the bar."""
+    if FlowRunContext.get() is None:
+        return None
+    key = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    created = create_progress_artifact(progress=0.0, key=key, description=title)
+    return created if isinstance(created, UUID) else None

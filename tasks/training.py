@@ -1,0 +1,214 @@
+"""Training: write the candidate down, train it from its parent, keep its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from infra import database, settings, storage
+from records import library, runs, versions
+from records.versions import EpochRow
+from vision import network as networks
+from vision.fitting import BadExamples, Diverged, Epoch, Examples, Fitted, fit
+from vision.plan import BadPlan, Plan
+from vision.pixels import Pixels
+from vision.prediction import predict
+
+from tasks import checkpoints, pixels, snapshot
+from tasks.progress import progress
+from tasks.snapshot import Listed
+from tasks.step import reading, timed, training
+
+# The training accuracy that the gate compares with validation is measured without augmentation,
+# on at most this many training images.
+TRAINING_SAMPLE = 1000
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+
+
+@reading("write candidate")
+def write_candidate(
+    run_id: int, purpose: str, snapshot_digest: str, plan: Plan, parent_id: int | None
+) -> int:
+    """Write the candidate down before it trains, or find the one that a killed run began."""
+    listed = snapshot.read(snapshot_digest)
+    with database.connect().transaction() as session:
+        runs.fence(session, run_id)
+        version_id = versions.candidate(
+            session,
+            run_id,
+            purpose,
+            parent_id,
+            snapshot_digest,
+            plan.to_dict(),
+            plan.digest(),
+            listed.class_names,
+        )
+        runs.note(session, run_id, version_id=version_id)
+    return version_id
+
+
+@training("train")
+def train_version(run_id: int, version_id: int) -> None:
+    """Train the candidate and keep its checkpoint; done already, it is left as it is.
+
+    Killed and run again, it goes on at the last finished epoch. Raises `Diverged` for a loss that
+    is no number: the candidate is closed as failed, and nothing was saved.
+    """
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+    if version.state == "trained":
+        return
+    plan = Plan.from_dict(version.plan)
+    listed = snapshot.read(version.snapshot_digest)
+    with timed(run_id, "train") as facts:
+        held = _pixels_of(listed, plan)
+        network, resolved = _start(plan, version.parent_id, listed.class_names)
+        workdir = settings.load().state_dir / "training" / f"version-{version_id}"
+        try:
+            fitted = _fit(version_id, network, resolved, listed, held, workdir)
+        except (Diverged, BadPlan, BadExamples) as error:
+            with database.connect().transaction() as session:
+                versions.failed(session, version_id, str(error))
+            raise
+        facts.update(images=len(listed.images["train"]), epochs=len(fitted.epochs))
+    with timed(run_id, "keep checkpoint"):
+        _keep(run_id, version_id, fitted, resolved, listed, held, workdir)
+    shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _pixels_of(listed: Listed, plan: Plan) -> Pixels:
+    images = [sha256 for split in listed.images.values() for sha256 in split]
+    with database.connect().transaction() as session:
+        sources = library.sources(session, images)
+    lost = [sha256 for sha256 in images if sha256 not in sources]
+    held = pixels.cache().open(plan.geometry)
+    if gone := held.missing(lost):
+        raise pixels.MissingImages(
+            f"{len(gone)} images of the snapshot are no longer in S3: run the night again, and it "
+            "freezes a snapshot without them"
+        )
+    return pixels.opened(plan.geometry, sources)
+
+
+def _start(plan: Plan, parent_id: int | None, class_names: list[str]) -> tuple[nn.Module, Plan]:
+    """The network to train: the parent's with a fresh head, or one from weights or chance."""
+    if parent_id is not None and plan.recipe != "scratch":
+        return networks.warm_start(checkpoints.load(parent_id), plan, class_names), plan
+    local = dataclasses.replace(plan, weights=_local_weights(plan.weights))
+    return networks.build(local, class_names), plan
+
+
+def _local_weights(weights: str | None) -> str | None:
+    """A weights file on this machine: `s3://KEY` is fetched from our own bucket."""
+    if weights is None or not weights.startswith("s3://"):
+        return weights
+    key = weights.removeprefix("s3://")
+    folder = settings.load().cache_dir / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(key).name
+    path.write_bytes(storage.connect().read(key))
+    return str(path)
+
+
+def _fit(
+    version_id: int,
+    network: nn.Module,
+    plan: Plan,
+    listed: Listed,
+    held: Pixels,
+    workdir: Path,
+) -> Fitted:
+    def keep(epoch: Epoch) -> None:
+        with database.connect().transaction() as session:
+            versions.add_epoch(session, version_id, EpochRow(**dataclasses.asdict(epoch)))
+
+    with progress("train, in steps", None) as advance:
+        return fit(
+            network,
+            plan,
+            Examples(held, listed.images["train"], listed.labels["train"]),
+            Examples(held, listed.images["validation"], listed.labels["validation"]),
+            workdir,
+            settings.load().device,
+            on_epoch=keep,
+            on_step=advance,
+        )
+
+
+def _keep(
+    run_id: int,
+    version_id: int,
+    fitted: Fitted,
+    plan: Plan,
+    listed: Listed,
+    held: Pixels,
+    workdir: Path,
+) -> None:
+    path = workdir / "checkpoint.safetensors"
+    digest = networks.save(fitted.network, path, plan, listed.class_names)
+    checkpoints.store(path, digest)
+    sample = slice(None, None, max(1, len(listed.images["train"]) // TRAINING_SAMPLE))
+    seen = predict(
+        fitted.network,
+        listed.class_names,
+        held,
+        listed.images["train"][sample],
+        listed.labels["train"][sample],
+        plan,
+        settings.load().device,
+    )
+    with database.connect().transaction() as session:
+        runs.fence(session, run_id)
+        # All of them again: a kill between an epoch's end and its row would leave a hole.
+        for epoch in fitted.epochs:
+            versions.add_epoch(session, version_id, EpochRow(**dataclasses.asdict(epoch)))
+        versions.trained(
+            session,
+            version_id,
+            digest,
+            machine() | fitted.machine,
+            float(seen.correct.mean()),
+            fitted.validation_accuracy,
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What computes here: hardware, system, libraries and the commit of this program."""
+    return {
+        "host": platform.node(),
+        "processor": _processor(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "libraries": {name: installed(name) for name in LIBRARIES},
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607  (git is where the PATH says)
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

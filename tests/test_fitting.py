@@ -1,0 +1,423 @@
+"""Training learns, repeats itself bit for bit, survives kills, and refuses to save nonsense."""
+
+import hashlib
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vision.fitting import (
+    BadExamples,
+    Diverged,
+    Epoch,
+    Examples,
+    TooLarge,
+    batches,
+    class_weights,
+    fit,
+    phases,
+    rate_factor,
+)
+from vision.network import (
+    BadCheckpoint,
+    Loaded,
+    build,
+    head,
+    head_keys,
+    load,
+    save,
+    warm_start,
+)
+from vision.plan import Augmentation, BadPlan, Plan
+
+NAMES = ("disc", "ring", "stripes")
+PLAN = Plan(
+    architecture="test_resnet", image_size=32, epochs=3, batch_size=8, warmup_epochs=0.5,
+    learning_rate=3e-3, precision="float32", channels_last=False,
+    augmentation=Augmentation(rotation=5, scale=0.8),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Other work on the machine must not be slowed down by these tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Pictures:
+    """Drawn shapes in random colours, kept in memory as a cache would keep them on disk."""
+
+    def __init__(self, count: int, side: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        self.side = side
+        self.labels = [NAMES[index % len(NAMES)] for index in range(count)]
+        self.images = [
+            hashlib.sha256(f"{seed}/{index}".encode()).hexdigest() for index in range(count)
+        ]
+        self.stored = {
+            image: self._drawn(label, random)
+            for image, label in zip(self.images, self.labels, strict=True)
+        }
+
+    def _drawn(self, label: str, random: np.random.Generator) -> npt.NDArray[np.uint8]:
+        rows, columns = np.mgrid[: self.side, : self.side] / self.side
+        distance = np.hypot(rows - random.uniform(0.4, 0.6), columns - random.uniform(0.4, 0.6))
+        shape = {
+            "disc": distance < 0.3,
+            "ring": (distance < 0.35) & (distance > 0.25),
+            "stripes": (columns * 8).astype(int) % 2 == 0,
+        }[label]
+        paper, ink = random.integers(0, 110, 3), random.integers(140, 255, 3)
+        noise = random.normal(0, 8, (self.side, self.side, 3))
+        drawn = np.where(shape[..., None], ink, paper) + noise
+        return drawn.clip(0, 255).astype(np.uint8)
+
+    def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the pictures in this order."""
+        return np.stack([self.stored[image] for image in images])
+
+    def examples(self) -> Examples:
+        """All of them with their labels."""
+        return Examples(self, self.images, self.labels)
+
+
+SIDE = PLAN.geometry.side
+TRAIN = Pictures(25, SIDE, 1).examples()  # 25 in batches of 8: the last one joins the third
+VALIDATION = Pictures(12, SIDE, 2).examples()
+
+
+class KilledError(Exception):
+    """Stands for a process that dies between two epochs."""
+
+
+def digest_of(network: nn.Module, plan: Plan, folder: Path) -> str:
+    """Return the digest of the checkpoint that this network would be."""
+    return save(network, folder / "checkpoint.safetensors", plan, NAMES)
+
+
+def trained(plan: Plan, folder: Path, train: Examples = TRAIN) -> str:
+    """Train from the plan's own start without a break and return the checkpoint's digest."""
+    fitted = fit(build(plan, NAMES), plan, train, VALIDATION, folder, "cpu")
+    return digest_of(fitted.network, plan, folder)
+
+
+def test_a_network_learns_shapes_from_scratch(tmp_path: Path) -> None:
+    """Shapes that can be told apart are told apart, on pictures never trained on."""
+    plan = replace(PLAN, recipe="scratch", epochs=10, batch_size=16)
+    train = Pictures(150, SIDE, 3).examples()
+    unseen = Pictures(60, SIDE, 4).examples()
+    heard: list[Epoch] = []
+    steps: list[tuple[int, int]] = []
+    fitted = fit(
+        build(plan, NAMES), plan, train, unseen, tmp_path, "cpu",
+        on_epoch=heard.append, on_step=lambda done, total: steps.append((done, total)),
+    )
+    assert fitted.validation_accuracy > 0.9
+    assert heard == list(fitted.epochs)
+    assert [epoch.number for epoch in heard] == list(range(1, 11))
+    assert heard[-1].train_loss < heard[0].train_loss
+    assert heard[-1].train_accuracy > 0.9
+    assert steps == [(done, 100) for done in range(1, 101)]
+    assert not fitted.network.training
+    assert fitted.machine["precision"] == "float32"
+    assert fitted.machine["device"] == "cpu"
+    assert all(math.isfinite(epoch.images_per_second) for epoch in heard)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": "all"},
+        {"recipe": "all", "optimizer": "sgd", "learning_rate": 0.02, "batch_norm": "eval"},
+        {"recipe": "two-phase", "epochs": 4, "head_epochs": 2, "unfreeze": 2},
+        {"recipe": "scratch", "precision": "bfloat16", "channels_last": True},
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    """Killed after every single epoch and run again, the checkpoint has the same digest."""
+    plan = replace(PLAN, **changes)  # type: ignore[arg-type]
+    undisturbed = trained(plan, tmp_path / "undisturbed")
+    for _ in range(plan.epochs):
+        def die(_: Epoch) -> None:
+            raise KilledError
+
+        with pytest.raises(KilledError):
+            fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "killed", "cpu",
+                on_epoch=die)
+    heard: list[Epoch] = []
+    fitted = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "killed", "cpu",
+                 on_epoch=heard.append)
+    assert heard == []
+    assert [epoch.number for epoch in fitted.epochs] == list(range(1, plan.epochs + 1))
+    assert digest_of(fitted.network, plan, tmp_path) == undisturbed
+
+
+def test_the_result_is_a_function_of_plan_and_examples(tmp_path: Path) -> None:
+    """Two runs agree, in whatever order images are listed; another seed gives another network."""
+    first = trained(PLAN, tmp_path / "first")
+    backwards = Examples(TRAIN.pixels, TRAIN.images[::-1], TRAIN.labels[::-1])
+    torch.manual_seed(99)
+    assert trained(PLAN, tmp_path / "second", backwards) == first
+    assert trained(replace(PLAN, seed=1), tmp_path / "third") != first
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    """The global generator goes on as if nothing had been trained."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trained(replace(PLAN, epochs=1, warmup_epochs=0), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_of_another_run_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A work folder left by another plan is said to be so and never continued."""
+    trained(PLAN, tmp_path)
+    other = replace(PLAN, learning_rate=1e-3)
+    with caplog.at_level(logging.WARNING):
+        found = trained(other, tmp_path)
+    assert "another run" in caplog.text
+    assert (tmp_path / "resume.other").exists()
+    assert found == trained(other, tmp_path / "clean")
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    """A cut resume file is named, not half read."""
+    trained(replace(PLAN, epochs=1, warmup_epochs=0), tmp_path)
+    path = tmp_path / "resume.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BadCheckpoint, match=r"resume\.safetensors"):
+        trained(replace(PLAN, epochs=1, warmup_epochs=0), tmp_path)
+
+
+class Spoilt(nn.Module):
+    """A network whose outputs become NaN at its nth batch in training."""
+
+    def __init__(self, network: nn.Module, at: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 3)
+        self.at = at
+        self.seen = 0
+        vars(self).update(_regraft=vars(network)["_regraft"])
+
+    def get_classifier(self) -> nn.Module:
+        """As timm does."""
+        return self.classifier
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Average the colours and spoil the result in time."""
+        outputs: Tensor = self.classifier(pictures.mean(dim=(2, 3)))
+        self.seen += self.training
+        return outputs * (float("nan") if self.training and self.seen == self.at else 1.0)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_by_name(tmp_path: Path) -> None:
+    """The error names epoch and step, and no state of that epoch is written."""
+    network = Spoilt(build(PLAN, NAMES), at=5)  # three steps an epoch
+    heard: list[int] = []
+    with pytest.raises(Diverged, match="epoch 2, step 2"):
+        fit(network, PLAN, TRAIN, VALIDATION, tmp_path, "cpu",
+            on_epoch=lambda epoch: heard.append(epoch.number))
+    assert heard == [1]
+
+
+def test_a_rate_that_explodes_never_becomes_a_checkpoint(tmp_path: Path) -> None:
+    """A hopeless learning rate ends as Diverged, with nothing in the work folder."""
+    plan = replace(PLAN, optimizer="sgd", learning_rate=100.0, warmup_epochs=0, epochs=2,
+                   gradient_clip=None, weight_decay=10.0)
+    with pytest.raises(Diverged, match="epoch 1, step"):
+        trained(plan, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Narrow(nn.Module):
+    """A network on a device whose memory takes only so many pictures at once."""
+
+    def __init__(self, network: nn.Module, room: int) -> None:
+        super().__init__()
+        self.inner = network
+        self.room = room
+        vars(self).update(_regraft=vars(network)["_regraft"])
+
+    def get_classifier(self) -> nn.Module:
+        """As timm does."""
+        return head(self.inner)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Answer, or be out of memory as torch is."""
+        if self.training and len(pictures) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        outputs: Tensor = self.inner(pictures)
+        return outputs
+
+
+def test_out_of_memory_splits_the_batch_and_not_the_plan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gradients of parts add up to the whole batch's, which is said and recorded."""
+    plan = replace(PLAN, batch_norm="eval", dropout=0.0, epochs=2)
+    whole = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "whole", "cpu")
+    with caplog.at_level(logging.WARNING):
+        parts = fit(Narrow(build(plan, NAMES), 3), plan, TRAIN, VALIDATION, tmp_path / "parts",
+                    "cpu")
+    assert "batch size stays 8" in caplog.text
+    assert (whole.machine["micro_batch"], parts.machine["micro_batch"]) == (None, 2)
+    losses = [[epoch.train_loss for epoch in fitted.epochs] for fitted in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
+
+
+def test_no_memory_at_all_is_said_in_one_line(tmp_path: Path) -> None:
+    """Where not even a few pictures fit, the mend is named instead of an endless halving."""
+    with pytest.raises(TooLarge, match="image_size"):
+        fit(Narrow(build(PLAN, NAMES), 0), PLAN, TRAIN, VALIDATION, tmp_path, "cpu")
+
+
+def test_the_head_phase_changes_the_head_alone(tmp_path: Path) -> None:
+    """Until the head phase ends, neither weights nor statistics of the backbone move."""
+    plan = replace(PLAN, recipe="two-phase", epochs=4, head_epochs=2, unfreeze=1)
+    network = build(plan, NAMES)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    moved: list[set[str]] = []
+
+    def compare(epoch: Epoch) -> None:
+        now = network.state_dict()
+        moved.append({key for key in now if not torch.equal(now[key], before[key])})
+
+    fitted = fit(network, plan, TRAIN, VALIDATION, tmp_path, "cpu", on_epoch=compare)
+    assert [epoch.phase for epoch in fitted.epochs] == ["head", "head", "blocks", "blocks"]
+    assert moved[1] == head_keys(network)
+    assert head_keys(network) < moved[3]
+    assert all(key.startswith(("layer4", "fc")) for key in moved[3])
+    assert all(parameter.requires_grad for parameter in fitted.network.parameters())
+
+
+@pytest.mark.parametrize("recipe", ["all", "two-phase", "scratch"])
+def test_running_statistics_stay_when_the_plan_says_so(
+    recipe: str, tmp_path: Path
+) -> None:
+    """batch_norm='eval' keeps every mean and variance in every recipe, 'train' moves them."""
+    for mode in ("eval", "train"):
+        plan = replace(PLAN, recipe=recipe, batch_norm=mode, head_epochs=1,  # type: ignore[arg-type]
+                       unfreeze=1)
+        network = build(plan, NAMES)
+        layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        before = [layer.running_mean.clone() for layer in layers if layer.running_mean is not None]
+        fit(network, plan, TRAIN, VALIDATION, tmp_path / mode, "cpu")
+        after = [layer.running_mean for layer in layers if layer.running_mean is not None]
+        same = [torch.equal(one, two) for one, two in zip(before, after, strict=True)]
+        assert all(same) is (mode == "eval")
+
+
+def test_too_many_blocks_are_refused_before_any_step(tmp_path: Path) -> None:
+    """An impossible unfreeze ends with the number of blocks there are."""
+    plan = replace(PLAN, recipe="two-phase", head_epochs=1, unfreeze=30)
+    with pytest.raises(BadPlan, match="unfreeze=30: test_resnet has 4 blocks"):
+        fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path, "cpu",
+            on_epoch=lambda _: pytest.fail("an epoch was trained"))
+
+
+def test_a_warm_start_is_better_than_none(tmp_path: Path) -> None:
+    """What a parent has learned is still there for a child with other classes beside it."""
+    plan = replace(PLAN, epochs=8, batch_size=16)
+    fitted = fit(build(plan, NAMES), plan, Pictures(120, SIDE, 3).examples(), VALIDATION,
+                 tmp_path / "parent", "cpu")
+    save(fitted.network, tmp_path / "parent.safetensors", plan, NAMES)
+    parent = load(tmp_path / "parent.safetensors")
+    short = replace(PLAN, epochs=2)
+    child = fit(warm_start(Loaded(parent.network, parent.class_names, parent.plan), short, NAMES),
+                short, TRAIN, VALIDATION, tmp_path / "child", "cpu")
+    cold = fit(build(short, NAMES), short, TRAIN, VALIDATION, tmp_path / "cold", "cpu")
+    assert child.validation_loss < cold.validation_loss
+
+
+def test_examples_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
+    """Unknown labels, empty classes, leaks and empty sets are named before any step."""
+    images, labels = list(TRAIN.images), list(TRAIN.labels)
+
+    def refused(train: Examples, validation: Examples, words: str) -> None:
+        with pytest.raises(BadExamples, match=words):
+            fit(build(PLAN, NAMES), PLAN, train, validation, tmp_path, "cpu")
+
+    refused(Examples(TRAIN.pixels, images, ["gnu", *labels[1:]]), VALIDATION, "'gnu'")
+    refused(Examples(TRAIN.pixels, images[:2], labels[:2]), VALIDATION, "'stripes' has no")
+    refused(TRAIN, Examples(VALIDATION.pixels, [], []), "no validation")
+    refused(TRAIN, TRAIN, "in training and in validation")
+    refused(Examples(TRAIN.pixels, images[:1], labels[:1]), VALIDATION, "two or more")
+    with pytest.raises(BadExamples, match="labels"):
+        Examples(TRAIN.pixels, images, labels[1:])
+
+
+def test_the_machine_is_measured_once_and_remembered(tmp_path: Path) -> None:
+    """A long run on `auto` measures, a resumed one goes on with what was chosen."""
+    many = Examples(TRAIN.pixels, TRAIN.images, TRAIN.labels)
+    plan = replace(PLAN, precision="auto", channels_last=None, epochs=200, batch_size=25,
+                   image_size=32)
+
+    def die(_: Epoch) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(build(plan, NAMES), plan, many, VALIDATION, tmp_path, "cpu", on_epoch=die)
+    with pytest.raises(KilledError):
+        fit(build(plan, NAMES), plan, many, VALIDATION, tmp_path, "cpu", on_epoch=die)
+    short = replace(plan, epochs=2)
+    fitted = fit(build(short, NAMES), short, many, VALIDATION, tmp_path / "short", "cpu")
+    assert fitted.machine["chosen"] == "too short to measure"
+    assert (fitted.machine["precision"], fitted.machine["channels_last"]) == ("float32", False)
+
+
+def test_each_epoch_sees_every_image_once_and_no_batch_of_one() -> None:
+    """Batches are a shuffled whole; a lonely last image joins the batch before it."""
+    found = batches(25, 8, seed=0, epoch=1)
+    assert [len(one) for one in found] == [8, 8, 9]
+    assert sorted(itertools.chain(*found)) == list(range(25))
+    assert found == batches(25, 8, seed=0, epoch=1)
+    assert found != batches(25, 8, seed=0, epoch=2)
+    assert [len(one) for one in batches(3, 1, 0, 1)] == [1, 2]
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    """Warm-up ends at the peak, the cosine at almost nothing, and no step is wasted at zero."""
+    factors = [rate_factor(step, 100, 10) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 0.001
+    assert rate_factor(0, 1, 0) == 1.0
+
+
+def test_phases_have_the_rates_of_the_plan() -> None:
+    """Two phases: head alone, then blocks at a tenth, unless the plan names a rate."""
+    two = phases(replace(PLAN, recipe="two-phase", epochs=5, head_epochs=2, learning_rate=0.01))
+    assert [(one.name, one.first, one.last) for one in two] == [("head", 1, 2), ("blocks", 3, 5)]
+    assert [one.head_rate for one in two] == pytest.approx([0.01, 0.001])
+    named = phases(replace(PLAN, backbone_learning_rate=1e-5))
+    assert (named[0].head_rate, named[0].backbone_rate) == (3e-3, 1e-5)
+
+
+def test_rare_classes_weigh_more() -> None:
+    """Balanced weights even out the classes, effective numbers do so more gently."""
+    labels = [0] * 90 + [1] * 10
+    assert class_weights(labels, 2, "none") == [1.0, 1.0]
+    balanced = class_weights(labels, 2, "balanced")
+    assert balanced[0] * 90 == pytest.approx(balanced[1] * 10) == pytest.approx(50)
+    effective = class_weights(labels, 2, "effective-number")
+    assert sum(effective) == pytest.approx(2)
+    assert 1 < effective[1] / effective[0] < balanced[1] / balanced[0]

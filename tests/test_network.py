@@ -1,0 +1,325 @@
+"""Networks by name: the right layers, fresh heads by class name, and checkpoints to rely on."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from vision.network import (
+    BadCheckpoint,
+    Loaded,
+    blocks,
+    build,
+    class_names_of,
+    freeze_all_but,
+    freeze_backbone,
+    graft,
+    head,
+    head_dropouts,
+    head_keys,
+    load,
+    normalisation,
+    save,
+    target_layer,
+    warm_start,
+)
+from vision.plan import BadPlan, Plan
+
+NAMES = ("cat", "dog", "emu")
+TINY = Plan(architecture="test_efficientnet", image_size=64)
+REAL_WEIGHTS = (
+    Path(__file__).parents[2]
+    / "shared/data/weights/mobilenetv2_100_coral_dequant.timm.safetensors"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Other work on the machine must not be slowed down by these tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def name_of(network: nn.Module, layer: nn.Module) -> str:
+    """Return the layer's name inside the network."""
+    return next(name for name, module in network.named_modules() if module is layer)
+
+
+def changed(network: nn.Module, amount: float) -> nn.Module:
+    """Move every weight and statistic, as training would."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(amount)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head_name", "target", "count"),
+    [
+        ("resnet50", "fc", "layer4.2", 16),
+        ("inception_v4", "last_linear", "features.21", 19),
+        ("mobilenetv2_100", "classifier", "bn2", 17),
+        ("efficientnet_b0", "classifier", "bn2", 16),
+    ],
+)
+def test_each_named_architecture_has_its_head_target_and_warm_start(
+    architecture: str, head_name: str, target: str, count: int
+) -> None:
+    """The four networks of the bake-off run, explain, freeze and hand on their backbone."""
+    plan = Plan(architecture=architecture, image_size=96, dropout=0.4)
+    parent = changed(build(plan, NAMES), 1e-3)
+    assert name_of(parent, head(parent)) == head_name
+    assert head_keys(parent) == {f"{head_name}.weight", f"{head_name}.bias"}
+    assert name_of(parent, target_layer(parent)) == target
+    assert len(blocks(parent)) == count
+    child = warm_start(Loaded(parent, NAMES, plan), plan, ("gnu", "cat", "dog"))
+    before, after = parent.state_dict(), child.state_dict()
+    new = {key for key in before if not torch.equal(before[key], after[key])}
+    assert new == head_keys(child)
+    with torch.inference_mode():
+        outputs = child.eval()(torch.zeros(1, 3, 96, 96))
+    assert outputs.shape == (1, 3)
+    assert outputs.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "target"),
+    [
+        ("test_resnet", "layer4.0"),
+        ("test_efficientnet", "bn2"),
+        ("test_convnext", "norm_pre"),
+        ("test_byobnet", "final_conv"),
+        ("test_nfnet", "final_act"),
+        ("test_maxvit", "norm"),
+        ("test_vit", "blocks.5.norm1"),
+    ],
+)
+def test_any_other_architecture_has_a_target_layer_too(architecture: str, target: str) -> None:
+    """The last layer that knows places is found by running, and nothing is changed by that."""
+    network = build(Plan(architecture=architecture, image_size=96), NAMES).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert name_of(network, target_layer(network)).startswith(target)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_same_number_of_other_classes_gets_a_fresh_head() -> None:
+    """Two classes swapped for two others: nothing of the old head is left."""
+    parent = build(TINY, NAMES)
+    with torch.no_grad():
+        head(parent).weight.fill_(7.0)  # type: ignore[operator, union-attr]
+    child = warm_start(Loaded(parent, NAMES, TINY), TINY, ("gnu", "yak", "elk"))
+    assert class_names_of(child) == ("gnu", "yak", "elk")
+    assert float(head(child).weight.abs().max()) < 1  # type: ignore[operator, union-attr]
+    graft(parent, ("gnu", "yak", "elk"), dropout=0.1)
+    assert float(head(parent).weight.abs().max()) < 1  # type: ignore[operator, union-attr]
+    assert class_names_of(parent) == ("gnu", "yak", "elk")
+
+
+@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_dropout_is_the_plans_after_building_and_after_grafting(architecture: str) -> None:
+    """The head's dropout is set through timm and set again on a graft."""
+
+    def rates(network: nn.Module) -> set[float]:
+        found = {module.p for module in head_dropouts(network)}
+        rate = getattr(network, "drop_rate", None)
+        return found | ({rate} if isinstance(rate, float) else set())
+
+    network = build(Plan(architecture=architecture, image_size=64, dropout=0.35), NAMES)
+    assert rates(network) == {0.35}
+    assert rates(graft(network, ("a", "b"), dropout=0.15)) == {0.15}
+    again = warm_start(
+        Loaded(network, ("a", "b"), Plan(architecture=architecture, image_size=64)),
+        Plan(architecture=architecture, image_size=64, dropout=0.25), NAMES,
+    )
+    assert rates(again) == {0.25}
+
+
+def test_a_fresh_head_gives_every_class_nearly_the_same_share() -> None:
+    """The first loss is that of chance, so the backbone is not torn by its gradients."""
+    network = build(Plan(architecture="mobilenetv2_100", image_size=64), NAMES).eval()
+    noise = torch.rand((4, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        shares = network(noise).softmax(dim=1)
+    assert float((shares - 1 / 3).abs().max()) < 0.25
+
+
+def test_the_random_start_is_the_seeds() -> None:
+    """Same seed, same weights, and the caller's generator is left as it was."""
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first, second = build(TINY, NAMES), build(TINY, NAMES)
+    assert torch.equal(torch.rand(1), expected)
+    other = build(replace(TINY, seed=1), NAMES)
+    same = [torch.equal(a, b) for a, b in zip(
+        first.parameters(), second.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(head(first).weight, head(other).weight)  # type: ignore[arg-type]
+
+
+def test_freezing_keeps_the_last_blocks_and_the_head() -> None:
+    """Only the last blocks, what follows them, and the head can learn."""
+    network = build(TINY, NAMES)
+    freeze_backbone(network)
+    learning = {name for name, one in network.named_parameters() if one.requires_grad}
+    assert learning == head_keys(network)
+    freeze_all_but(network, 1)
+    learning = {name for name, one in network.named_parameters() if one.requires_grad}
+    assert learning > head_keys(network)
+    assert any(name.startswith("blocks.4") for name in learning)
+    assert any(name.startswith("conv_head") for name in learning)
+    assert not any(name.startswith(("blocks.3", "conv_stem")) for name in learning)
+
+
+@pytest.mark.parametrize("count", [0, 18, -1])
+def test_a_wrong_number_of_blocks_names_the_right_ones(count: int) -> None:
+    """More blocks than there are, or none, is refused with the number there are."""
+    network = build(Plan(image_size=64), NAMES)
+    with pytest.raises(BadPlan, match=f"unfreeze={count}: mobilenetv2_100 has 17 blocks; use 1 "):
+        freeze_all_but(network, count)
+
+
+def test_unknown_architectures_and_arguments_are_refused_by_name() -> None:
+    """A misspelt network is answered with near names, an argument with its own."""
+    with pytest.raises(BadPlan, match="mobilenetv2_100"):
+        build(Plan(architecture="mobilenetv2_10"), NAMES)
+    with pytest.raises(BadPlan, match="pad_typ"):
+        build(Plan(architecture="test_resnet", arguments={"pad_typ": "same"}), NAMES)
+    with pytest.raises(BadPlan, match="single classifier"):
+        build(Plan(architecture="levit_128s", image_size=224), NAMES)
+    for names in (("cat",), ("cat", "cat"), ("cat", ""), "cat"):
+        with pytest.raises(BadPlan, match="class_names"):
+            build(TINY, names)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Weights, names, plan and normalisation survive; equal networks give equal bytes."""
+    plan = replace(TINY, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    network = changed(build(plan, NAMES), 0.01).eval()
+    path = tmp_path / "folder" / "one.safetensors"
+    digest = save(network, path, plan, NAMES)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    last = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert save(last, tmp_path / "two.safetensors", plan, NAMES) == digest
+    found = load(path, digest)
+    assert found.class_names == NAMES == class_names_of(found.network)
+    assert found.plan == plan
+    assert normalisation(found.network, TINY) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    picture = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(found.network(picture), network(picture), atol=1e-6)
+    assert sorted(one.name for one in tmp_path.rglob("*.*")) == [
+        "one.safetensors", "two.safetensors"
+    ]
+
+
+def test_a_checkpoint_remembers_the_networks_own_normalisation(tmp_path: Path) -> None:
+    """A plan that leaves mean and std open is stored and loaded with them resolved."""
+    digest = save(build(TINY, NAMES), tmp_path / "one.safetensors", TINY, NAMES)
+    found = load(tmp_path / "one.safetensors", digest)
+    own = timm.create_model("test_efficientnet").pretrained_cfg
+    assert (found.plan.mean, found.plan.std) == (tuple(own["mean"]), tuple(own["std"]))
+    parent = Loaded(found.network, NAMES, replace(found.plan, mean=(0.1,) * 3, std=(0.2,) * 3))
+    assert normalisation(warm_start(parent, TINY, NAMES), TINY) == normalisation(
+        found.network, TINY
+    )
+
+
+def test_damaged_bytes_are_never_loaded(tmp_path: Path) -> None:
+    """One flipped bit, a cut file or other class names are refused, each by its own sentence."""
+    path = tmp_path / "one.safetensors"
+    digest = save(build(TINY, NAMES), path, TINY, NAMES)
+    body = bytearray(path.read_bytes())
+    flipped = bytearray(body)
+    flipped[-5] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(BadCheckpoint, match="sha256"):
+        load(path, digest)
+    path.write_bytes(body[: len(body) // 2])
+    with pytest.raises(BadCheckpoint, match="damaged"):
+        load(path)
+    path.write_bytes(bytes(body).replace(b'\\"emu\\"', b'\\"gnu\\"'))
+    with pytest.raises(BadCheckpoint, match="class names"):
+        load(path)
+    path.write_bytes(b"")
+    with pytest.raises(BadCheckpoint, match="damaged"):
+        load(path)
+    path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
+    with pytest.raises(BadCheckpoint, match="no regraft checkpoint"):
+        load(path)
+
+
+def test_nothing_unsound_is_saved(tmp_path: Path) -> None:
+    """NaN weights and foreign class names never become a file."""
+    network = build(TINY, NAMES)
+    with pytest.raises(BadCheckpoint, match="class_names"):
+        save(network, tmp_path / "one.safetensors", TINY, NAMES[::-1])
+    changed(network, float("nan"))
+    with pytest.raises(BadCheckpoint, match="NaN"):
+        save(network, tmp_path / "one.safetensors", TINY, NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_start_the_backbone_whatever_head_they_have(tmp_path: Path) -> None:
+    """A file with another head, or none, gives its backbone; a lacking backbone is refused."""
+    path = tmp_path / "weights.safetensors"
+    source = changed(build(TINY, ("a", "b", "c", "d", "e")), 1e-3)
+    own = head_keys(source)
+    whole = {key: value.clone() for key, value in source.state_dict().items()}
+    plan = replace(TINY, weights=str(path))
+    for kept in (whole, {key: value for key, value in whole.items() if key not in own}):
+        safetensors.torch.save_file(kept, path)
+        network = build(plan, NAMES)
+        assert all(
+            torch.equal(value, whole[key])
+            for key, value in network.state_dict().items() if key not in own
+        )
+        assert head(network).weight.shape[0] == 3  # type: ignore[union-attr, index]
+    safetensors.torch.save_file({key: whole[key] for key in list(whole)[3:]}, path)
+    with pytest.raises(BadCheckpoint, match=r"lacks .*conv_stem\.weight"):
+        build(plan, NAMES)
+    safetensors.torch.save_file({**whole, "extra": torch.zeros(1)}, path)
+    with pytest.raises(BadCheckpoint, match="has extra"):
+        build(plan, NAMES)
+    safetensors.torch.save_file({**whole, "bn1.bias": torch.zeros(3)}, path)
+    with pytest.raises(BadCheckpoint, match=r"bn1\.bias of shape"):
+        build(plan, NAMES)
+    path.write_text("<html>")
+    with pytest.raises(BadCheckpoint, match="not a readable"):
+        build(plan, NAMES)
+    with pytest.raises(BadCheckpoint, match=r"nowhere\.safetensors"):
+        build(replace(TINY, weights="/nowhere.safetensors"), NAMES)
+
+
+def test_a_parent_of_another_kind_is_refused() -> None:
+    """Another architecture, other arguments or a scratch recipe take no parent."""
+    parent = Loaded(build(TINY, NAMES), NAMES, TINY)
+    with pytest.raises(BadPlan, match="test_resnet"):
+        warm_start(parent, replace(TINY, architecture="test_resnet"), NAMES)
+    with pytest.raises(BadPlan, match="arguments"):
+        warm_start(parent, replace(TINY, arguments={"pad_type": "same"}), NAMES)
+    with pytest.raises(BadPlan, match="scratch"):
+        warm_start(parent, replace(TINY, recipe="scratch"), NAMES)
+
+
+def test_real_weights_fit() -> None:
+    """ImageNet weights of a network with 1,000 classes start one with three."""
+    if not REAL_WEIGHTS.exists():
+        pytest.skip("no ImageNet weights beside the checkout")
+    plan = Plan(arguments={"pad_type": "same"}, weights=str(REAL_WEIGHTS), image_size=64)
+    stored = safetensors.torch.load_file(REAL_WEIGHTS)
+    network = build(plan, NAMES)
+    assert torch.equal(network.state_dict()["conv_stem.weight"], stored["conv_stem.weight"])
+    with pytest.raises(BadCheckpoint, match="efficientnet_b0"):
+        build(replace(plan, architecture="efficientnet_b0"), NAMES)

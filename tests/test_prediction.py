@@ -1,0 +1,152 @@
+"""Predictions are the network's own, in any batch, and land in the right columns."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from vision.answers import BadAnswers
+from vision.augmentation import centre
+from vision.network import build, head, normalisation
+from vision.plan import Plan
+from vision.prediction import ahead, device_named, latency, predict
+
+NAMES = ("cat", "dog", "emu", "gnu")
+PLAN = Plan(architecture="test_efficientnet", image_size=48)
+SIDE = PLAN.geometry.side
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Other work on the machine must not be slowed down by these tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Noise:
+    """Random pixels, one picture for each name."""
+
+    def __init__(self, count: int) -> None:
+        random = np.random.default_rng(0)
+        self.images = [f"image{index}" for index in range(count)]
+        self.stored = dict(zip(
+            self.images, random.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8),
+            strict=True,
+        ))
+        for picture in self.stored.values():
+            picture.setflags(write=False)
+
+    def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the pictures in this order."""
+        return np.stack([self.stored[image] for image in images])
+
+
+NOISE = Noise(11)
+LABELS = ["cat", "dog", "emu", "gnu", "yak"] * 2 + ["cat"]
+
+
+def network() -> torch.nn.Module:
+    """Return a network whose answers differ between pictures."""
+    made = build(PLAN, NAMES)
+    with torch.no_grad():
+        head(made).weight.mul_(50)  # type: ignore[operator, union-attr]
+    return made
+
+
+def test_answers_are_the_softmax_of_the_centre() -> None:
+    """Top classes, confidences and the label's share equal a plain forward pass."""
+    made = network()
+    answers = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=4, top=3)
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in normalisation(made, PLAN))
+    pictures = centre(torch.from_numpy(NOISE.gather(NOISE.images)), PLAN.image_size)
+    with torch.inference_mode():
+        shares = made.eval()((pictures - mean) / std).softmax(dim=1).numpy()
+    assert answers.top.shape == (11, 3)
+    assert np.array_equal(answers.top, np.argsort(-shares, axis=1, kind="stable")[:, :3])
+    assert np.allclose(answers.confidences, -np.sort(-shares, axis=1)[:, :3], atol=1e-5)
+    for row, label in enumerate(LABELS):
+        expected = shares[row, NAMES.index(label)] if label in NAMES else 0.0
+        assert answers.label_confidence[row] == pytest.approx(expected, abs=1e-5)
+    assert answers.images == tuple(NOISE.images)
+    assert len(set(answers.predicted)) > 1
+
+
+def test_predicting_twice_gives_the_same_bits() -> None:
+    """The same network and images answer exactly the same, training mode or not."""
+    made = network().train()
+    first = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=4)
+    second = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=4)
+    assert np.array_equal(first.confidences, second.confidences)
+    assert np.array_equal(first.top, second.top)
+    other = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=11)
+    assert np.allclose(first.confidences, other.confidences, atol=1e-5)
+    assert first.top.shape == (11, 4)
+
+
+def test_memory_layout_does_not_change_answers() -> None:
+    """Channels last computes the same."""
+    made = network()
+    plain = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu")
+    last = predict(made, NAMES, NOISE, NOISE.images, LABELS, replace(PLAN, channels_last=True),
+                   "cpu")
+    assert np.allclose(plain.confidences, last.confidences, atol=1e-5)
+
+
+def test_nothing_to_predict_is_no_error() -> None:
+    """An empty list has empty answers."""
+    assert len(predict(network(), NAMES, NOISE, [], [], PLAN, "cpu")) == 0
+
+
+def test_bad_requests_are_refused() -> None:
+    """Foreign class names, an empty top and a missing GPU are said."""
+    made = network()
+    with pytest.raises(ValueError, match="class_names"):
+        predict(made, NAMES[::-1], NOISE, NOISE.images, LABELS, PLAN, "cpu")
+    with pytest.raises(ValueError, match="top=0"):
+        predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", top=0)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=0)
+    with pytest.raises(ValueError, match="10 labels"):
+        predict(made, NAMES, NOISE, NOISE.images, LABELS[1:], PLAN, "cpu", batch_size=11)
+    if not torch.cuda.is_available():
+        assert device_named("auto") == torch.device("cpu")
+        with pytest.raises(ValueError, match="no GPU"):
+            device_named("cuda")
+
+
+def test_a_network_of_nan_gives_no_answers() -> None:
+    """Outputs that are no numbers never become confidences."""
+    made = network()
+    with torch.no_grad():
+        head(made).bias.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    with pytest.raises(BadAnswers, match="between 0 and 1"):
+        predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu")
+
+
+def test_latency_is_a_time() -> None:
+    """One picture takes more than nothing."""
+    assert 0 < latency(network(), PLAN, "cpu", repeats=3) < 10
+
+
+def test_working_ahead_changes_nothing_but_the_time() -> None:
+    """Items keep their order, errors arrive, and leaving early ends the thread."""
+    assert list(ahead(iter(range(100)))) == list(range(100))
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("disk gone")
+
+    items = ahead(broken())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="disk gone"):
+        next(items)
+    endless = ahead(iter(int, 1))
+    next(endless)
+    endless.close()  # type: ignore[attr-defined]
+    assert not [one for one in threading.enumerate() if one.name == "regraft-ahead"]

@@ -1,0 +1,162 @@
+"""What one version answered for a set of images; checked once here, so that figures can be trusted.
+
+No torch here: records and pages read answers too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# float32 probabilities that passed through bfloat16 layers still sum to one within this
+SLACK = 1e-3
+
+
+class BadAnswers(ValueError):
+    """Answers that contradict themselves; the message names the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The k best classes of each of N images, and what the true class was given.
+
+    images: sha256 of each image, each at most once.
+    labels: true class names; they may be unknown to the version.
+    class_names: what the version knows, in the order of its columns.
+    top: integers [N, k], indices into class_names, best first.
+    confidences: float32 [N, k], their probabilities.
+    label_confidence: float32 [N], probability given to the true class, 0 for an unknown one.
+
+    The arrays are copied and read-only. Raises `BadAnswers`.
+    """
+
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    class_names: tuple[str, ...]
+    top: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float32]
+    label_confidence: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        for name in ("images", "labels", "class_names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not np.issubdtype(np.asarray(self.top).dtype, np.integer):
+            raise BadAnswers(f"top has dtype {np.asarray(self.top).dtype}: use integers")
+        for name, kind in (
+            ("top", np.int64), ("confidences", np.float32), ("label_confidence", np.float32),
+        ):
+            copied: npt.NDArray[Any] = np.array(getattr(self, name), dtype=kind)
+            copied.setflags(write=False)
+            object.__setattr__(self, name, copied)
+        self._check_shapes()
+        self._check_values()
+        self._check_label_confidence()
+
+    def _check_shapes(self) -> None:
+        count, classes = len(self.images), len(self.class_names)
+        if classes == 0 or len(set(self.class_names)) != classes:
+            raise BadAnswers(f"class_names {self.class_names!r}: at least one, each once")
+        if len(set(self.images)) != count:
+            twice = next(one for one, times in Counter(self.images).items() if times > 1)
+            raise BadAnswers(f"image {twice} is answered twice: once each")
+        if len(self.labels) != count:
+            raise BadAnswers(f"{count} images have {len(self.labels)} labels: one each")
+        if self.top.ndim != 2 or self.top.shape[0] != count:
+            raise BadAnswers(f"top has shape {self.top.shape}: use [{count}, k]")
+        if not 1 <= self.top.shape[1] <= classes:
+            raise BadAnswers(f"top has {self.top.shape[1]} columns: 1 to {classes} classes")
+        if self.confidences.shape != self.top.shape:
+            raise BadAnswers(f"confidences have shape {self.confidences.shape}: as top, "
+                             f"{self.top.shape}")
+        if self.label_confidence.shape != (count,):
+            raise BadAnswers(f"label_confidence has shape {self.label_confidence.shape}: "
+                             f"use [{count}]")
+
+    def _check_values(self) -> None:
+        classes = len(self.class_names)
+        self._refuse_rows((self.top < 0) | (self.top >= classes), "names a class out of range")
+        in_order = np.sort(self.top, axis=1)
+        self._refuse_rows(in_order[:, 1:] == in_order[:, :-1], "names a class twice")
+        # written so that a NaN fails too
+        inside = (self.confidences >= 0) & (self.confidences <= 1 + SLACK)
+        self._refuse_rows(~inside, "has a confidence that is not between 0 and 1")
+        self._refuse_rows(
+            self.confidences[:, 1:] > self.confidences[:, :-1], "is not sorted best first"
+        )
+        total = self.confidences.sum(axis=1, dtype=np.float64, keepdims=True)
+        self._refuse_rows(total > 1 + SLACK, "has confidences that sum to more than 1")
+        if self.top.shape[1] == classes:
+            self._refuse_rows(total < 1 - SLACK, "has confidences of all classes that miss 1")
+
+    def _check_label_confidence(self) -> None:
+        given = self.label_confidence
+        self._refuse_rows(
+            ~((given >= 0) & (given <= 1 + SLACK)), "has a label_confidence not between 0 and 1"
+        )
+        index = self._label_index()
+        self._refuse_rows(
+            (index < 0) & (given != 0), "has a label_confidence for a class that is not known"
+        )
+        place = self.top == index[:, None]
+        listed = np.where(place, self.confidences, 0).sum(axis=1)
+        self._refuse_rows(
+            place.any(axis=1) & (abs(listed - given) > SLACK),
+            "has another label_confidence than its own confidences say",
+        )
+
+    def _refuse_rows(self, wrong: npt.NDArray[np.bool_], what: str) -> None:
+        rows = wrong if wrong.ndim == 1 else wrong.any(axis=1)
+        if rows.any():
+            raise BadAnswers(f"image {self.images[int(rows.argmax())]} {what}")
+
+    def _label_index(self) -> npt.NDArray[np.int64]:
+        column = {name: index for index, name in enumerate(self.class_names)}
+        return np.array([column.get(label, -1) for label in self.labels], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """The best class name of each image."""
+        return tuple(self.class_names[index] for index in self.top[:, 0])
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether the best class is the true one, [N]; never for a class that is not known."""
+        return np.asarray(self.top[:, 0] == self._label_index())
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float32]:
+        """Probability of the best class, [N]."""
+        return self.confidences[:, 0]
+
+    def select(self, mask: npt.ArrayLike) -> "Answers":
+        """Keep the rows of a boolean mask [N] or of integer indices, in their order."""
+        chosen = np.asarray(mask)
+        if chosen.dtype == np.bool_:
+            if chosen.shape != (len(self),):
+                raise BadAnswers(f"mask has shape {chosen.shape}: use [{len(self)}]")
+            chosen = np.flatnonzero(chosen)
+        rows = chosen.astype(np.int64)
+        return Answers(
+            images=tuple(self.images[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            class_names=self.class_names,
+            top=self.top[rows],
+            confidences=self.confidences[rows],
+            label_confidence=self.label_confidence[rows],
+        )
+
+    def only(self, images: Iterable[str]) -> "Answers":
+        """Keep these images, in the order given; raises `BadAnswers` for one never answered."""
+        place = {image: row for row, image in enumerate(self.images)}
+        rows = []
+        for image in images:
+            if image not in place:
+                raise BadAnswers(f"image {image} was never answered: predict it first")
+            rows.append(place[image])
+        return self.select(np.array(rows, dtype=np.int64))

@@ -1,0 +1,176 @@
+"""Bending training pictures as a batch on the device, each by its own random numbers.
+
+Every number is a function of the picture's own seed. So a picture is bent in the same way in
+whatever batch it comes, and a resumed run sees what an undisturbed one would have seen.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vision.plan import Augmentation
+
+# one column of random numbers for each use below
+(SHARE, LEFT, TOP, FLIP, ANGLE, BRIGHTNESS, CONTRAST, SATURATION, BLUR, BLUR_WIDTH,
+ ERASE, ERASE_AREA, ERASE_SHAPE, ERASE_LEFT, ERASE_TOP) = range(15)
+COLUMNS = 15
+GREY = 0.5
+LUMA = (0.299, 0.587, 0.114)
+BLUR_REACH = 3  # pixels to either side; the widest blur has a sigma of 1.5
+
+
+def seeds_of(seed: int, epoch: int, images: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """One seed per picture from the plan's seed, the epoch and the picture's sha256, [N]."""
+    return np.array(
+        [
+            int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{image}".encode()).digest()[:8], "big")
+            for image in images
+        ],
+        dtype=np.uint64,
+    )
+
+
+def centre(images: Tensor, image_size: int) -> Tensor:
+    """Cut the centre out: uint8 [B, S, S, 3] to float32 [B, 3, size, size] in 0 to 1."""
+    side = _side(images, image_size)
+    start = (side - image_size) // 2
+    cut = images[:, start:start + image_size, start:start + image_size]
+    return cut.permute(0, 3, 1, 2).float().div_(255)
+
+
+def augment(
+    images: Tensor,
+    augmentation: Augmentation,
+    image_size: int,
+    seeds: npt.NDArray[np.uint64],
+) -> Tensor:
+    """Crop, turn, mirror and tint each picture by its own seed.
+
+    images: uint8 [B, S, S, 3] on the device, S at least image_size; seeds: uint64 [B].
+    Returns float32 [B, 3, image_size, image_size] in 0 to 1. Raises ValueError for other shapes.
+    """
+    _side(images, image_size)
+    if seeds.shape != (images.shape[0],):
+        raise ValueError(f"seeds have shape {seeds.shape}: use one for each of {len(images)} "
+                         "pictures")
+    draws = uniform(seeds, COLUMNS)
+    pictures = images.permute(0, 3, 1, 2).float().div_(255)
+    bent = functional.grid_sample(
+        pictures,
+        _grid(draws, augmentation, image_size, pictures.device),
+        mode="bilinear",
+        padding_mode="reflection",  # a turned picture has no black corners
+        align_corners=False,
+    )
+    bent = _tint(bent, draws, augmentation)
+    bent = _blur(bent, draws, augmentation.blur)
+    return _erase(bent.clamp_(0, 1), draws, augmentation.erase)
+
+
+def uniform(seeds: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.float64]:
+    """Random numbers in [0, 1), `count` for each seed, [N, count] (splitmix64, all at once)."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = seeds[:, None] + steps[None, :]
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    numbers: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def _side(images: Tensor, image_size: int) -> int:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3 or (
+        images.shape[1] != images.shape[2]
+    ):
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: use uint8 "
+                         "[B, side, side, 3]")
+    side = int(images.shape[1])
+    if side < image_size:
+        raise ValueError(f"images have a side of {side}: image_size={image_size} needs as much")
+    return side
+
+
+def _grid(
+    draws: npt.NDArray[np.float64], augmentation: Augmentation, size: int, device: torch.device
+) -> Tensor:
+    """Where each output pixel looks, [B, size, size, 2] in -1 to 1."""
+    share = augmentation.scale + (1 - augmentation.scale) * draws[:, SHARE]
+    angle = np.deg2rad((2 * draws[:, ANGLE] - 1) * augmentation.rotation)
+    mirror = np.where(draws[:, FLIP] < 0.5, -1.0, 1.0) if augmentation.flip else np.ones(len(draws))
+    room = 1 - share  # how far the crop's centre can go from the picture's
+    matrices = np.stack(
+        [
+            np.stack([share * np.cos(angle) * mirror, -share * np.sin(angle),
+                      room * (2 * draws[:, LEFT] - 1)], axis=1),
+            np.stack([share * np.sin(angle) * mirror, share * np.cos(angle),
+                      room * (2 * draws[:, TOP] - 1)], axis=1),
+        ],
+        axis=1,
+    )
+    theta = torch.from_numpy(matrices.astype(np.float32)).to(device, non_blocking=True)
+    return functional.affine_grid(theta, [len(draws), 3, size, size], align_corners=False)
+
+
+def _tint(images: Tensor, draws: npt.NDArray[np.float64], augmentation: Augmentation) -> Tensor:
+    """Brightness, then contrast about the picture's own grey, then saturation."""
+    if augmentation.brightness:
+        images = images * _factor(draws[:, BRIGHTNESS], augmentation.brightness, images)
+    if not augmentation.contrast and not augmentation.saturation:
+        return images
+    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    grey = (images * weights).sum(dim=1, keepdim=True)
+    if augmentation.contrast:
+        mean = grey.mean(dim=(2, 3), keepdim=True)
+        factor = _factor(draws[:, CONTRAST], augmentation.contrast, images)
+        images = mean + factor * (images - mean)
+        grey = mean + factor * (grey - mean)
+    if augmentation.saturation:
+        factor = _factor(draws[:, SATURATION], augmentation.saturation, images)
+        images = grey + factor * (images - grey)
+    return images
+
+
+def _factor(draw: npt.NDArray[np.float64], reach: float, like: Tensor) -> Tensor:
+    values = (1 + reach * (2 * draw - 1)).astype(np.float32)
+    return torch.from_numpy(values).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
+
+
+def _blur(images: Tensor, draws: npt.NDArray[np.float64], probability: float) -> Tensor:
+    chosen = np.flatnonzero(draws[:, BLUR] < probability)
+    if len(chosen) == 0:
+        return images
+    sigma = 0.5 + draws[chosen, BLUR_WIDTH, None]
+    reach = np.arange(-BLUR_REACH, BLUR_REACH + 1)[None, :]
+    kernel = np.exp(-0.5 * (reach / sigma) ** 2)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    rows = torch.from_numpy(chosen).to(images.device)
+    # each picture has a kernel of its own: pictures and colours become groups of one convolution
+    weights = torch.from_numpy(np.repeat(kernel, 3, axis=0).astype(np.float32)).to(images.device)
+    groups, size = len(chosen) * 3, images.shape[-1]
+    flat = images[rows].reshape(1, groups, size, size)
+    padded = functional.pad(flat, (BLUR_REACH,) * 4, mode="reflect")
+    across = functional.conv2d(padded, weights.view(groups, 1, 1, -1), groups=groups)
+    down = functional.conv2d(across, weights.view(groups, 1, -1, 1), groups=groups)
+    return images.index_copy(0, rows, down.view(len(chosen), 3, size, size))
+
+
+def _erase(images: Tensor, draws: npt.NDArray[np.float64], probability: float) -> Tensor:
+    chosen = draws[:, ERASE] < probability
+    if not chosen.any():
+        return images
+    size = images.shape[-1]
+    area = np.where(chosen, 0.05 + 0.2 * draws[:, ERASE_AREA], 0.0)
+    aspect = np.exp(np.log(2) * (2 * draws[:, ERASE_SHAPE] - 1))  # from 1:2 to 2:1
+    width = np.minimum(np.sqrt(area * aspect), 1.0)
+    height = np.minimum(np.sqrt(area / aspect), 1.0)
+    left, top = (1 - width) * draws[:, ERASE_LEFT], (1 - height) * draws[:, ERASE_TOP]
+    middle = (np.arange(size) + 0.5) / size
+    columns = (middle >= left[:, None]) & (middle < (left + width)[:, None])
+    rows = (middle >= top[:, None]) & (middle < (top + height)[:, None])
+    mask = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
+    return images.masked_fill(mask, GREY)

@@ -1,0 +1,680 @@
+"""Train a network by a plan: `fit`, its phases, its epochs, and what survives a kill.
+
+On one CPU the result is a function of network, plan and examples alone. Whatever is random comes
+from the plan's seed and the epoch's number, so a run that was killed and resumed ends with the
+same bits as one that was not.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vision.augmentation import augment, seeds_of
+from vision.network import (
+    class_names_of,
+    freeze_all_but,
+    freeze_backbone,
+    head,
+    head_dropouts,
+    normalisation,
+    read_tensors,
+    write_tensors,
+)
+from vision.plan import Plan
+from vision.prediction import (
+    Gatherable,
+    ahead,
+    autocast,
+    device_named,
+    logits,
+    on_device,
+    upload,
+)
+
+logger = logging.getLogger(__name__)
+
+RESUME_FILE = "resume.safetensors"
+VALIDATION_BATCH = 64
+# below so many pictures in a whole run, measuring the machine costs more than it can save
+WORTH_MEASURING = 4000
+# half precision and another memory layout must be clearly faster, or noise would choose
+CLEARLY_FASTER = 1.15
+# steps between two looks at the loss on a GPU, because each look waits for it
+LOOK_EVERY = 50
+EFFECTIVE_BETA = 0.999
+PhaseName = Literal["all", "head", "blocks"]
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more; the message names epoch and step. Nothing was saved."""
+
+
+class BadExamples(ValueError):
+    """Examples that cannot be trained on; the message names the class or count."""
+
+
+class TooLarge(RuntimeError):
+    """Not even the smallest part of a batch fits into the memory of the GPU."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with their class names, and where their pixels are."""
+
+    pixels: Gatherable
+    images: Sequence[str]
+    labels: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise BadExamples(f"{len(self.images)} images have {len(self.labels)} labels: one each")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images.
+
+    number: from 1, over both phases; train_accuracy: on augmented pictures, as they were learned;
+    train_loss: with class weights and label smoothing; validation_loss: without either;
+    learning_rate: the head's, averaged over the epoch's steps; seconds: validation included;
+    images_per_second: training alone.
+    """
+
+    number: int
+    phase: PhaseName
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The trained network, all its epochs (those before a resume too) and what the machine chose.
+
+    machine: device, precision, channels_last, threads, torch, timm, micro_batch and how they came.
+    """
+
+    network: nn.Module
+    epochs: tuple[Epoch, ...]
+    machine: dict[str, Any]
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Accuracy of the network as returned, on the validation images."""
+        return self.epochs[-1].validation_accuracy
+
+    @property
+    def validation_loss(self) -> float:
+        """Loss of the network as returned, on the validation images."""
+        return self.epochs[-1].validation_loss
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs with the same weights learning and one cosine of their own."""
+
+    name: PhaseName
+    first: int
+    last: int
+    head_rate: float
+    backbone_rate: float | None
+
+
+@dataclass
+class Setting:
+    """All that an epoch needs and that does not change from one to the next."""
+
+    network: nn.Module
+    plan: Plan
+    train: Examples
+    validation: Examples
+    device: torch.device
+    targets: dict[str, int]
+    weights: Tensor
+    mean: Tensor
+    std: Tensor
+    bfloat16: bool
+    channels_last: bool
+    machine: dict[str, Any]
+    on_step: Callable[[int, int], None]
+    total_steps: int
+    micro_batch: int | None  # None: the whole batch at once
+    order: list[int] = field(default_factory=list)
+
+
+def fit(
+    network: nn.Module,
+    plan: Plan,
+    train: Examples,
+    validation: Examples,
+    workdir: Path,
+    device: str | torch.device = "auto",
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Fitted:
+    """Train the network in place by the plan's recipe, to the end of its cosine.
+
+    After each epoch the state is written to `workdir`, then `on_epoch` is told. Called again with
+    the same arguments and `workdir`, it goes on behind the last finished epoch; a state of other
+    arguments is set aside with a warning. `on_step` hears (steps done, steps in all).
+    Raises `Diverged`, `BadExamples`, `TooLarge`, and `BadPlan` for an impossible `unfreeze`.
+    """
+    place = device_named(device)
+    identity = _identity(network, plan, train, validation, place)
+    state = _read_state(workdir / RESUME_FILE, identity)
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        setting = _set_up(network, plan, train, validation, place, on_step, state)
+        epochs = [Epoch(**one) for one in state.facts["epochs"]] if state else []
+        if state:
+            _restore_network(network, state)
+            logger.info("resumed behind epoch %d of %d", len(epochs), plan.epochs)
+        for phase in phases(plan):
+            if len(epochs) >= phase.last:
+                continue
+            optimizer = _begin(setting, phase)
+            if state and len(epochs) >= phase.first:
+                _restore_optimizer(optimizer, state)
+            while len(epochs) < phase.last:
+                epoch = _one_epoch(setting, phase, optimizer, len(epochs) + 1)
+                epochs.append(epoch)
+                setting.machine["micro_batch"] = setting.micro_batch
+                _write_state(workdir / RESUME_FILE, identity, setting, optimizer, epochs)
+                logger.info(
+                    "epoch %d of %d (%s): loss %.4f, validation accuracy %.4f, %.0f images/s",
+                    epoch.number, plan.epochs, epoch.phase, epoch.train_loss,
+                    epoch.validation_accuracy, epoch.images_per_second,
+                )
+                on_epoch(epoch)
+    network.requires_grad_(True).eval()
+    network.to(memory_format=torch.contiguous_format)
+    return Fitted(network, tuple(epochs), setting.machine)
+
+
+def phases(plan: Plan) -> list[Phase]:
+    """The plan's phases in order; `scratch` trains like `all`, only from another start."""
+    rate, slow = plan.learning_rate, plan.backbone_learning_rate
+    if plan.recipe != "two-phase":
+        return [Phase("all", 1, plan.epochs, rate, rate if slow is None else slow)]
+    slow = rate / 10 if slow is None else slow
+    return [
+        Phase("head", 1, plan.head_epochs, rate, None),
+        Phase("blocks", plan.head_epochs + 1, plan.epochs, slow, slow),
+    ]
+
+
+def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the peak rate at one step (from 0): a linear rise, then a cosine that ends near 0.
+
+    It is above 0 at every step, the last one included, and 1 where the warm-up ends.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def class_weights(labels: Sequence[int], classes: int, kind: str) -> list[float]:
+    """One weight per class; they average to 1 over the classes, except that `balanced` ones
+    average to 1 over the images.
+    """
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=classes).astype(np.float64)
+    if kind == "none":
+        return [1.0] * classes
+    if kind == "balanced":
+        return [float(one) for one in counts.sum() / (classes * counts)]
+    weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**counts)
+    return [float(one) for one in weights / weights.mean()]
+
+
+def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffled indices in batches; a last batch of one joins the one before it.
+
+    One picture alone has no batch statistics, and dropping it would lose it from this epoch.
+    """
+    generator = torch.Generator().manual_seed(_mixed(seed, epoch, "order"))
+    order = torch.randperm(count, generator=generator).tolist()
+    found = [order[start:start + batch_size] for start in range(0, count, batch_size)]
+    if len(found) > 1 and len(found[-1]) == 1:
+        found[-2].extend(found.pop())
+    return found
+
+
+# --- setting up ---
+
+
+@dataclass(frozen=True)
+class State:
+    """What `workdir` held."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def _set_up(
+    network: nn.Module,
+    plan: Plan,
+    train: Examples,
+    validation: Examples,
+    device: torch.device,
+    on_step: Callable[[int, int], None],
+    state: State | None,
+) -> Setting:
+    names = class_names_of(network)
+    targets = {name: index for index, name in enumerate(names)}
+    _check(plan, train, validation, names)
+    network.to(device)
+    indices = [targets[label] for label in train.labels]
+    weights = class_weights(indices, len(names), plan.class_weights)
+    mean, std = on_device(normalisation(network, plan), device)
+    setting = Setting(
+        network=network, plan=plan, train=train, validation=validation, device=device,
+        targets=targets, weights=torch.tensor(weights, device=device), mean=mean, std=std,
+        bfloat16=False, channels_last=False, machine={}, on_step=on_step,
+        total_steps=len(batches(len(train.images), plan.batch_size, 0, 0)) * plan.epochs,
+        micro_batch=None,
+        # the order in which images were listed must not decide the result
+        order=sorted(range(len(train.images)), key=lambda row: train.images[row]),
+    )
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    setting.machine = dict(state.facts["machine"]) if state else _choose(setting)
+    setting.bfloat16 = setting.machine["precision"] == "bfloat16"
+    setting.channels_last = setting.machine["channels_last"]
+    setting.micro_batch = setting.machine["micro_batch"]
+    if setting.channels_last:
+        network.to(memory_format=torch.channels_last)
+    return setting
+
+
+def _check(plan: Plan, train: Examples, validation: Examples, names: Sequence[str]) -> None:
+    if len(train.images) < 2:
+        raise BadExamples(f"{len(train.images)} training images: use two or more")
+    if not validation.images:
+        raise BadExamples("no validation images: hold some out")
+    for what, examples in (("training", train), ("validation", validation)):
+        unknown = sorted(set(examples.labels) - set(names))
+        if unknown:
+            raise BadExamples(f"{what} images of {unknown[0]!r}, which is not among the network's "
+                              f"{len(names)} classes: build it with that class")
+    empty = [name for name in names if name not in set(train.labels)]
+    if empty:
+        raise BadExamples(f"class {empty[0]!r} has no training image: leave it out of the network")
+    if set(train.images) & set(validation.images):
+        both = min(set(train.images) & set(validation.images))
+        raise BadExamples(f"image {both} is in training and in validation: split again")
+
+
+def _choose(setting: Setting) -> dict[str, Any]:
+    """Precision and memory layout: the plan's, else what suits this machine."""
+    plan, device = setting.plan, setting.device
+    machine: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "micro_batch": setting.micro_batch,
+    }
+    precisions = ["float32", "bfloat16"] if plan.precision == "auto" else [plan.precision]
+    layouts = [False, True] if plan.channels_last is None else [plan.channels_last]
+    if device.type == "cuda":
+        half = "bfloat16" in precisions and torch.cuda.is_bf16_supported()
+        return machine | {
+            "precision": "bfloat16" if half else "float32", "channels_last": layouts[-1],
+            "chosen": "as the GPU supports",
+        }
+    pictures = len(setting.train.images) * plan.epochs
+    if len(precisions) * len(layouts) == 1 or pictures < WORTH_MEASURING:
+        reason = "by the plan" if len(precisions) * len(layouts) == 1 else "too short to measure"
+        return machine | {
+            "precision": precisions[0], "channels_last": layouts[0], "chosen": reason,
+        }
+    seconds = _measure(setting, [(one, two) for one in precisions for two in layouts])
+    plain = (precisions[0], layouts[0])
+    best = min(seconds, key=lambda pair: seconds[pair])
+    if seconds[best] * CLEARLY_FASTER > seconds[plain]:
+        best = plain
+    logger.info("a step of few images takes %s", ", ".join(
+        f"{1000 * value:.0f} ms with {_spelt(pair)}" for pair, value in seconds.items()
+    ))
+    return machine | {
+        "precision": best[0], "channels_last": best[1], "chosen": "measured",
+        "measured_seconds": {_spelt(pair): value for pair, value in seconds.items()},
+    }
+
+
+def _spelt(pair: tuple[str, bool]) -> str:
+    return f"{pair[0]}{', channels last' if pair[1] else ''}"
+
+
+def _measure(setting: Setting, pairs: list[tuple[str, bool]]) -> dict[tuple[str, bool], float]:
+    """Seconds per step of each (precision, channels_last), on a copy of the network."""
+    rows = setting.order[:min(8, setting.plan.batch_size)]
+    batch = _prepared(setting, rows, epoch=0)
+    labels = torch.tensor([setting.targets[setting.train.labels[row]] for row in rows])
+    seconds: dict[tuple[str, bool], float] = {}
+    for precision, last in pairs:
+        layout = torch.channels_last if last else torch.contiguous_format
+        trial = copy.deepcopy(setting.network).to(memory_format=layout).train()
+        pictures = batch.contiguous(memory_format=layout)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with autocast(setting.device, precision == "bfloat16"):
+                loss = functional.cross_entropy(trial(pictures), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            times.append(time.perf_counter() - start)
+            if seconds and times[-1] > 4 * min(seconds.values()):
+                break  # emulated, not supported: no need to see it twice
+        seconds[precision, last] = min(times)
+    return seconds
+
+
+# --- training ---
+
+
+def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
+    """Set what learns in this phase, and an optimizer for it with nothing remembered."""
+    network, plan = setting.network, setting.plan
+    if phase.name == "head":
+        freeze_backbone(network)
+    elif phase.name == "blocks":
+        freeze_all_but(network, plan.unfreeze)
+    else:
+        network.requires_grad_(True)
+    of_head = {id(parameter) for parameter in head(network).parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            rate = phase.head_rate if id(parameter) in of_head else phase.backbone_rate
+            # biases and norms are no place for decay
+            decay = 0.0 if parameter.ndim <= 1 else plan.weight_decay
+            groups.setdefault((rate or 0.0, decay), []).append(parameter)
+    options = [
+        {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(options, lr=phase.head_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(options, lr=phase.head_rate, fused=True)
+
+
+def _one_epoch(
+    setting: Setting, phase: Phase, optimizer: torch.optim.Optimizer, number: int
+) -> Epoch:
+    """Train over all images once, then validate."""
+    start = time.perf_counter()
+    plan = setting.plan
+    torch.manual_seed(_mixed(plan.seed, number, "dropout"))
+    rows_of = batches(len(setting.order), plan.batch_size, plan.seed, number)
+    steps = len(rows_of) * (phase.last - phase.first + 1)
+    warmup = round(plan.warmup_epochs * len(rows_of))
+    done_before = (number - phase.first) * len(rows_of)
+    told_before = (number - 1) * len(rows_of)
+    _set_modes(setting, phase)
+    losses: list[Tensor] = []
+    right = torch.zeros((), dtype=torch.long, device=setting.device)
+    rates = 0.0
+    for step, (batch, labels) in enumerate(_training_batches(setting, rows_of, number)):
+        factor = rate_factor(done_before + step, steps, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        loss, correct = _step(setting, optimizer, batch, labels)
+        losses.append(loss)
+        right += correct
+        rates += factor * phase.head_rate
+        if setting.device.type == "cpu" or len(losses) % LOOK_EVERY == 0:
+            _refuse_nan(losses, number)
+        setting.on_step(told_before + step + 1, setting.total_steps)
+    _refuse_nan(losses, number)
+    trained = time.perf_counter()
+    validation_loss, validation_accuracy = _validate(setting)
+    if not math.isfinite(validation_loss):
+        raise Diverged(f"epoch {number}, step {len(rows_of)}: the validation loss is "
+                       f"{validation_loss}; lower learning_rate={plan.learning_rate:g}")
+    count = len(setting.order)
+    return Epoch(
+        number=number,
+        phase=phase.name,
+        train_loss=float(torch.stack(losses).double().mean()),
+        train_accuracy=int(right) / count,
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        learning_rate=rates / len(rows_of),
+        seconds=time.perf_counter() - start,
+        images_per_second=count / (trained - start),
+    )
+
+
+def _refuse_nan(losses: list[Tensor], epoch: int) -> None:
+    recent = torch.stack(losses[-LOOK_EVERY:]).cpu()
+    wrong = ~torch.isfinite(recent)
+    if wrong.any():
+        index = int(wrong.to(torch.uint8).argmax())
+        step = len(losses) - len(recent) + index + 1
+        raise Diverged(f"epoch {epoch}, step {step}: the loss is {float(recent[index])}; "
+                       "lower the learning rate or set gradient_clip")
+
+
+def _set_modes(setting: Setting, phase: Phase) -> None:
+    """Training mode, except for what must not change or must not be noisy."""
+    network = setting.network
+    if phase.name == "head":
+        network.eval()
+        # the head's dropout asks the network itself or its own layer
+        network.training = True
+        head(network).train()
+        for dropout in head_dropouts(network):
+            dropout.train()
+        return
+    network.train()
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            own = list(module.parameters(recurse=False))
+            frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
+            if frozen or setting.plan.batch_norm == "eval":
+                module.eval()
+
+
+def _training_batches(
+    setting: Setting, rows_of: list[list[int]], epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (pictures [B, 3, size, size], labels [B]) of one epoch, on the device."""
+
+    def produce() -> Iterator[tuple[Tensor, Tensor]]:
+        for places in rows_of:
+            rows = [setting.order[place] for place in places]
+            labels = torch.tensor(
+                [setting.targets[setting.train.labels[row]] for row in rows]
+            ).to(setting.device)
+            yield _prepared(setting, rows, epoch), labels
+
+    # on a CPU the cores are busy with the network already, and preparing is a hundredth of the work
+    return ahead(produce()) if setting.device.type == "cuda" else produce()
+
+
+def _prepared(setting: Setting, rows: list[int], epoch: int) -> Tensor:
+    """Augmented and normalised pictures of these training rows, float32 [B, 3, size, size]."""
+    plan = setting.plan
+    images = [setting.train.images[row] for row in rows]
+    stored = upload(setting.train.pixels.gather(images), setting.device)
+    seeds = seeds_of(plan.seed, epoch, images)
+    with torch.no_grad():
+        bent = augment(stored, plan.augmentation, plan.image_size, seeds)
+        bent = (bent - setting.mean) / setting.std
+    if setting.channels_last:
+        return bent.contiguous(memory_format=torch.channels_last)
+    return bent
+
+
+def _step(
+    setting: Setting, optimizer: torch.optim.Optimizer, batch: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on the whole batch, in as many parts as the memory asks for.
+
+    Returns loss and number of right answers, both on the device.
+    """
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, right = _gradients(setting, batch, labels)
+            break
+        except torch.OutOfMemoryError:
+            _halve(setting, len(labels))
+    if setting.plan.gradient_clip is not None:
+        learning = [one for group in optimizer.param_groups for one in group["params"]]
+        nn.utils.clip_grad_norm_(learning, setting.plan.gradient_clip)
+    optimizer.step()
+    return loss, right
+
+
+def _gradients(setting: Setting, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    plan = setting.plan
+    parts = max(1, math.ceil(len(labels) / (setting.micro_batch or len(labels))))
+    # the sum of weights over the whole batch, so that parts add up to what the whole would give
+    total = setting.weights[labels].sum()
+    loss = torch.zeros((), device=setting.device)
+    right = torch.zeros((), dtype=torch.long, device=setting.device)
+    for pictures, targets in zip(
+        batch.tensor_split(parts), labels.tensor_split(parts), strict=True
+    ):
+        with _mixed_precision(setting):
+            outputs = setting.network(pictures)
+        part = functional.cross_entropy(
+            outputs.float(), targets, weight=setting.weights, reduction="sum",
+            label_smoothing=plan.label_smoothing,
+        ) / total
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += part.detach()
+        right += (outputs.detach().argmax(dim=1) == targets).sum()
+    return loss, right
+
+
+def _mixed_precision(setting: Setting) -> AbstractContextManager[object]:
+    return autocast(setting.device, setting.bfloat16)
+
+
+def _halve(setting: Setting, count: int) -> None:
+    smaller = min(setting.micro_batch or count, count) // 2
+    # one picture has no batch statistics, and three in parts of two would leave one
+    least = 1 if setting.plan.batch_norm == "eval" else 3
+    if smaller < least:
+        raise TooLarge(f"not even {2 * smaller} images of {setting.plan.image_size} px fit into "
+                       "the memory of the GPU: use a smaller image_size or architecture")
+    setting.micro_batch = smaller
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+    logger.warning("out of memory: gradients of %d images at a time are added up; the batch size "
+                   "stays %d", smaller, setting.plan.batch_size)
+
+
+def _validate(setting: Setting) -> tuple[float, float]:
+    """Mean loss and accuracy on the validation images."""
+    examples = setting.validation
+    targets = torch.tensor(
+        [setting.targets[label] for label in examples.labels], device=setting.device
+    )
+    loss = torch.zeros((), dtype=torch.float64, device=setting.device)
+    right = torch.zeros((), dtype=torch.long, device=setting.device)
+    for rows, outputs in logits(
+        setting.network, examples.pixels, examples.images, setting.plan, setting.device,
+        VALIDATION_BATCH, setting.bfloat16, setting.channels_last,
+    ):
+        loss += functional.cross_entropy(outputs, targets[rows], reduction="sum").double()
+        right += (outputs.argmax(dim=1) == targets[rows]).sum()
+    return float(loss) / len(targets), int(right) / len(targets)
+
+
+# --- what survives a kill ---
+
+
+def _identity(
+    network: nn.Module, plan: Plan, train: Examples, validation: Examples, device: torch.device
+) -> str:
+    """Digest of all that decides the result; a state of another run must not be continued."""
+    digest = hashlib.sha256()
+    listed = [
+        sorted(zip(examples.images, examples.labels, strict=True))
+        for examples in (train, validation)
+    ]
+    told = [plan.digest(), class_names_of(network), device.type, listed]
+    digest.update(json.dumps(told).encode())
+    for key, tensor in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_state(
+    path: Path,
+    identity: str,
+    setting: Setting,
+    optimizer: torch.optim.Optimizer,
+    epochs: list[Epoch],
+) -> None:
+    """Weights, optimizer and epochs in one file, so that they are always of the same moment."""
+    tensors = {
+        f"network/{key}": tensor.detach().to("cpu", copy=True).contiguous()
+        for key, tensor in setting.network.state_dict().items()
+    }
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value.to("cpu", copy=True).contiguous()
+    facts = {
+        "identity": identity,
+        "machine": setting.machine,
+        "epochs": [asdict(epoch) for epoch in epochs],
+    }
+    write_tensors(path, tensors, facts)
+
+
+def _read_state(path: Path, identity: str) -> State | None:
+    if not path.exists():
+        return None
+    tensors, facts = read_tensors(path.read_bytes(), str(path))
+    if facts.get("identity") != identity:
+        aside = path.with_suffix(".other")
+        path.replace(aside)
+        logger.warning("%s is of another run: moved to %s, starting anew", path, aside.name)
+        return None
+    return State(tensors, facts)
+
+
+def _restore_network(network: nn.Module, state: State) -> None:
+    network.load_state_dict({
+        key.removeprefix("network/"): tensor
+        for key, tensor in state.tensors.items() if key.startswith("network/")
+    })
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
+    remembered: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/", 2)
+            remembered.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+
+
+def _mixed(seed: int, epoch: int, use: str) -> int:
+    """A seed of its own for each epoch and use."""
+    return int.from_bytes(hashlib.sha256(f"{use}/{seed}/{epoch}".encode()).digest()[:7], "big")

@@ -1,0 +1,213 @@
+"""Answers of a network for stored pixels: deterministic, batched, in float32 where it counts."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vision.answers import Answers
+from vision.augmentation import centre
+from vision.network import class_names_of, normalisation
+from vision.plan import Plan
+
+T = TypeVar("T")
+
+
+class Gatherable(Protocol):
+    """Where decoded pictures come from, such as `vision.pixels.Pixels`."""
+
+    def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the pictures of these sha256, uint8 [N, side, side, 3], in this order."""
+        ...
+
+
+def predict(
+    network: nn.Module,
+    class_names: Sequence[str],
+    pixels: Gatherable,
+    images: Sequence[str],
+    labels: Sequence[str],
+    plan: Plan,
+    device: str | torch.device,
+    batch_size: int = 64,
+    top: int = 5,
+) -> Answers:
+    """Answer for each image; `labels` are the true class names, known to the network or not.
+
+    The network is moved to the device and left in evaluation mode. Memory grows with
+    images x top, not with images x classes. Raises ValueError for class names that are not the
+    network's, and `BadAnswers` for a network whose outputs are not numbers.
+    """
+    names = tuple(class_names)
+    if names != class_names_of(network):
+        raise ValueError("class_names are not the network's own: use class_names_of(network)")
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images have {len(labels)} labels: one each")
+    if top < 1:
+        raise ValueError(f"top={top}: use 1 or more")
+    place = device_named(device)
+    top = min(top, len(names))
+    column = {name: index for index, name in enumerate(names)}
+    known = torch.tensor([column.get(label, -1) for label in labels], dtype=torch.long)
+    best = np.zeros((len(images), top), dtype=np.int64)
+    confidences = np.zeros((len(images), top), dtype=np.float32)
+    label_confidence = np.zeros(len(images), dtype=np.float32)
+    for rows, outputs in logits(
+        network, pixels, images, plan, place, batch_size,
+        bfloat16_for_answers(plan, place), channels_last(plan, place),
+    ):
+        shares = outputs.softmax(dim=1)
+        # stable, so that equal shares keep the order of the class names everywhere
+        ordered, indices = shares.sort(dim=1, descending=True, stable=True)
+        best[rows] = indices[:, :top].cpu().numpy()
+        confidences[rows] = ordered[:, :top].cpu().numpy()
+        index = known[rows].to(place)
+        of_label = shares.gather(1, index.clamp(min=0)[:, None])[:, 0]
+        label_confidence[rows] = torch.where(index >= 0, of_label, 0.0).cpu().numpy()
+    return Answers(tuple(images), tuple(labels), names, best, confidences, label_confidence)
+
+
+def latency(
+    network: nn.Module, plan: Plan, device: str | torch.device, repeats: int = 20
+) -> float:
+    """Median seconds for one picture alone, as serving sees it, after three to warm up."""
+    place = device_named(device)
+    network.to(place).eval()
+    picture = torch.rand(
+        (1, 3, plan.image_size, plan.image_size), generator=torch.Generator().manual_seed(plan.seed)
+    ).to(place)
+    seconds = []
+    with torch.inference_mode(), autocast(place, bfloat16_for_answers(plan, place)):
+        for _ in range(3 + repeats):
+            start = time.perf_counter()
+            network(picture).float().cpu()  # reading the answer waits for the device
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[3:]))
+
+
+def logits(
+    network: nn.Module,
+    pixels: Gatherable,
+    images: Sequence[str],
+    plan: Plan,
+    device: torch.device,
+    batch_size: int,
+    bfloat16: bool,
+    last: bool,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, float32 [n, classes] on the device) for the images' centres, batch by batch.
+
+    `bfloat16` and `last` (channels last) say how it is computed; the outputs are float32 anyway.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: use 1 or more")
+    network.to(device).eval()
+    mean, std = on_device(normalisation(network, plan), device)
+    if last:
+        network.to(memory_format=torch.channels_last)
+
+    def produce() -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, min(start + batch_size, len(images)))
+            yield rows, upload(pixels.gather(images[rows]), device)
+
+    for rows, stored in ahead(produce()):
+        with torch.inference_mode(), autocast(device, bfloat16):
+            batch = (centre(stored, plan.image_size) - mean) / std
+            if last:
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            outputs = network(batch).float()
+        yield rows, outputs
+
+
+def device_named(device: str | torch.device) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device; raises ValueError where there is none."""
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.device(device)
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch sees no GPU here; use 'auto' or 'cpu'")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+
+
+def bfloat16_for_answers(plan: Plan, device: torch.device) -> bool:
+    """Whether answers are computed in bfloat16: on GPUs that have it, unless the plan says no."""
+    return (
+        device.type == "cuda" and plan.precision != "float32" and torch.cuda.is_bf16_supported()
+    )
+
+
+def channels_last(plan: Plan, device: torch.device) -> bool:
+    """Whether pictures are stored colour by colour last: the plan's word, else GPUs only."""
+    return device.type == "cuda" if plan.channels_last is None else plan.channels_last
+
+
+def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[object]:
+    """Mixed precision, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+def on_device(
+    colours: tuple[Sequence[float], Sequence[float]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean and std as tensors [1, 3, 1, 1]."""
+    mean, std = (torch.tensor(list(one), device=device).view(1, 3, 1, 1) for one in colours)
+    return mean, std
+
+
+def upload(stored: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Bring pixels to the device, without waiting for a GPU to take them."""
+    # a copy where the array is a read-only view of the cache file, which torch must not write to
+    whole = torch.from_numpy(np.require(stored, requirements=["C", "W"]))
+    return whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole
+
+
+def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Yield the same items, made by one background thread that is at most `depth` ahead.
+
+    An error in the thread is raised here; leaving early ends the thread.
+    """
+    waiting: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=depth)
+    left = threading.Event()
+
+    def offer(more: bool, item: T | BaseException | None) -> bool:
+        while not left.is_set():
+            try:
+                waiting.put((more, item), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not offer(True, item):
+                    return
+            offer(False, None)
+        except BaseException as error:  # handed to the reader, who raises it
+            offer(False, error)
+
+    thread = threading.Thread(target=work, name="regraft-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = waiting.get()
+            if more:
+                yield item  # type: ignore[misc]
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                return
+    finally:
+        left.set()
+        thread.join()
