@@ -18,7 +18,7 @@ from tasks.intake import take_in_new_images
 from tasks.promotion import deploy, judge
 from tasks.snapshot import freeze_snapshot
 from tasks.training import train_version, write_candidate
-from tasks.validation import BatchRefused, check_batch, settle_gone
+from tasks.validation import check_batch, settle_gone
 from vision.gate import Limits
 from vision.plan import Plan
 
@@ -59,10 +59,9 @@ def nightly(plan: Plan = Plan(), rules: Rules = Rules(), limits: Limits = Limits
         run_id = night.run_id
         intake = take_in_new_images(run_id, plan)
         if intake.batch_id is not None:
-            try:
-                check_batch(run_id, intake.batch_id, rules)
-            except BatchRefused as refused:
-                return night.end("stopped", str(refused))
+            checked = check_batch(run_id, intake.batch_id, rules)
+            if checked.refused:
+                return night.end("stopped", checked.refused)
         settle_gone(run_id)
         snapshot = freeze_snapshot(run_id, plan)
         champion, reason = nothing_new(snapshot, plan, limits)

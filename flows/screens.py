@@ -165,8 +165,8 @@ def _show_epochs(epochs: list[dict[str, Any]]) -> None:
 
 def write_pictures(version_id: int, folder: Path) -> int:
     """Draw every stored Grad-CAM map of a version into a folder; answers how many."""
-    from tasks import checkpoints  # noqa: PLC0415  (torch, which only pictures need)
-    from tasks.explanation import drawn  # noqa: PLC0415
+    from tasks import checkpoints
+    from tasks.explanation import drawn
 
     with database.connect().transaction() as session:
         rows = evaluations.gradcams(session, version_id)

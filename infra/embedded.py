@@ -132,7 +132,7 @@ def addresses(settings: Settings, prefect: bool = False, say: Say | None = None)
 def up(settings: Settings, say: Say | None = None, prefect: bool = True) -> Addresses:
     """Start what is not configured, then bring the database's tables up to date."""
     # database.connect() needs this module to know where the database is.
-    from infra.database import migrate  # noqa: PLC0415
+    from infra.database import migrate
 
     found = addresses(settings, prefect=prefect, say=say)
     migrate(found.database_url)
@@ -459,11 +459,9 @@ _launched: set[int] = set()
 def _has_ended(pid: int) -> bool:
     """Whether nothing but its exit status is left of a process."""
     if pid in _launched:
-        # What we started ourselves stays listed until we look.
+        # What we started ourselves stays listed until we look, so a look is the only answer.
         with suppress(ChildProcessError):
-            if os.waitpid(pid, os.WNOHANG)[0] == pid:
-                _launched.discard(pid)
-                return True
+            return os.waitpid(pid, os.WNOHANG)[0] == pid
     with suppress(FileNotFoundError, ProcessLookupError):
         # pid (name) state …; a parent that is not us may be slow to look
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
@@ -580,6 +578,8 @@ def _prefect(state: _State) -> _Service:
             "PREFECT_HOME": str(folder),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": state.database_url("prefect", "asyncpg"),
             "PREFECT_API_URL": state.prefect_api_url,
+            # Without this it writes its pages into the installed package, which may not be ours.
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             # Leases kept in memory die with the server and take live runs with them.
@@ -634,7 +634,7 @@ def _prepare(state: _State, name: str) -> None:
     """Create what a running service must hold; repeating it changes nothing."""
     if name == "s3":
         # storage.connect() needs this module to know where S3 is.
-        from infra.storage import Storage  # noqa: PLC0415
+        from infra.storage import Storage
 
         keys = (state.credentials["s3_access_key"], state.credentials["s3_secret_key"])
         Storage(state.s3_endpoint, state.bucket, *keys).ensure_bucket()
@@ -869,9 +869,9 @@ def _choose_ports(state: _State, name: str, say: Say) -> None:
 
 def _s3_sockets(port: int) -> list[Path]:
     """List the socket files that weed makes for a port, in a place that cannot be chosen."""
-    return list(Path("/tmp").glob(f"seaweedfs-*-{port + _SECOND_PORT_OFFSET}.sock")) + list(
-        Path("/tmp").glob(f"seaweedfs-*-{port}.sock")
-    )
+    place = Path("/tmp")  # noqa: S108 - theirs, not ours
+    numbers = (port, port + _SECOND_PORT_OFFSET)
+    return [path for number in numbers for path in place.glob(f"seaweedfs-*-{number}.sock")]
 
 
 def _is_free(port: int, name: str) -> bool:

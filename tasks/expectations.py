@@ -7,6 +7,7 @@ nothing. Great Expectations runs both; its results are stored and become Data Do
 
 import functools
 import html
+import logging
 import math
 import os
 import threading
@@ -576,6 +577,8 @@ def data_docs(validation: Validation, folder: Path) -> Path:
 def _great_expectations() -> SimpleNamespace:
     """Import what we need of it, once: it takes seconds."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read while importing
+    # It announces a temporary folder each time, which tells nobody anything.
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # It imports modules that Python has deprecated, which is not ours to mend.
         warnings.simplefilter("ignore")

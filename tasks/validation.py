@@ -20,25 +20,22 @@ from tasks.step import reading, timed
 CONFIDENT = 0.5
 
 
-class BatchRefused(RuntimeError):
-    """A batch that failed as a whole; it waits for a person, and nothing was changed."""
-
-
 @dataclass(frozen=True)
 class Checked:
-    """What became of a batch."""
+    """What became of a batch; `refused` says why when it failed as a whole."""
 
     images: int
     accepted: int
     quarantined: int
+    refused: str | None = None
 
 
 @reading("check batch")
 def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
     """Quarantine what is bad, and take the rest in if the batch as a whole is sound.
 
-    Raises `BatchRefused` when it is not: its objects stay pending in the refused batch, the next
-    nights go on without them, and a person reverts or accepts it.
+    If it is not, its objects stay pending in the refused batch, the next nights go on without
+    them, and a person reverts or accepts it.
     """
     with timed(run_id, "validate") as facts:
         with database.connect().transaction() as session:
@@ -65,13 +62,14 @@ def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
             else:
                 _take_in(session, run_id, batch_id, rows, candidates, images, by_rows)
         facts.update(images=len(rows), accepted=len(good), quarantined=len(images.reasons))
-    if stopped:
-        raise BatchRefused(
-            f"batch {batch_id} was refused: {'; '.join(batch.sentences)}. Its {len(rows)} objects "
-            f"wait: `regraft intake revert {batch_id}` leaves them out, "
-            f"`regraft intake accept {batch_id}` lets them in; the champion was not touched"
-        )
-    return Checked(len(rows), len(good), len(images.reasons))
+    if not stopped:
+        return Checked(len(rows), len(good), len(images.reasons))
+    why = (
+        f"batch {batch_id} was refused: {'; '.join(batch.sentences)}. Its {len(rows)} objects "
+        f"wait: `regraft intake revert {batch_id}` leaves them out, "
+        f"`regraft intake accept {batch_id}` lets them in; the champion was not touched"
+    )
+    return Checked(len(rows), 0, len(images.reasons), refused=why)
 
 
 @reading("settle what is gone")

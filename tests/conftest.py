@@ -52,7 +52,7 @@ def services(state_dir: Path) -> embedded.Addresses:
 @pytest.fixture(scope="session")
 def prefect_server(services: embedded.Addresses) -> Iterator[str]:
     """Have a Prefect server running on the embedded Postgres, used by this process."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     address = embedded.addresses(settings.load(), prefect=True).prefect_api_url
     assert address is not None
@@ -121,6 +121,16 @@ def database(
         _administer(services, "DROP DATABASE {} WITH (FORCE)", name)
 
 
+def empty_and_delete(storage: Storage) -> None:
+    """Give a bucket's space back, of which the embedded S3 has a limited number of pieces."""
+    client = storage._client
+    keys = [found.key for found in storage.list()]
+    for start in range(0, len(keys), 1000):
+        batch = [{"Key": key} for key in keys[start : start + 1000]]
+        client.delete_objects(Bucket=storage.bucket, Delete={"Objects": batch, "Quiet": True})
+    client.delete_bucket(Bucket=storage.bucket)
+
+
 @pytest.fixture
 def storage(services: embedded.Addresses, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     """Have a fresh bucket, which infra.storage.connect() gives too."""
@@ -138,7 +148,4 @@ def storage(services: embedded.Addresses, monkeypatch: pytest.MonkeyPatch) -> It
         yield storage
     finally:
         infra.storage.connect.cache_clear()
-        for found in storage.list():
-            storage.delete(found.key)
-        # Also gives the bucket's volumes back, of which there is a limited number.
-        storage._client.delete_bucket(Bucket=bucket)
+        empty_and_delete(storage)

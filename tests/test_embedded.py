@@ -39,7 +39,7 @@ print(json.dumps([state.pid for state in embedded.running(settings)]))
 
 def start_elsewhere(folder: Path, **options: object) -> "subprocess.Popen[str]":
     """Start the services of a folder from another process, which prints their pids and ends."""
-    return subprocess.Popen(
+    process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, "-c", START, str(folder)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -47,6 +47,7 @@ def start_elsewhere(folder: Path, **options: object) -> "subprocess.Popen[str]":
         text=True,
         **options,  # type: ignore[call-overload]
     )
+    return process
 
 
 def open_folder() -> Path:
@@ -169,7 +170,11 @@ def test_strangers_are_refused_by_postgres(apart: Settings) -> None:
     parts = urlsplit(embedded.addresses(apart).database_url)
     with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
         psycopg2.connect(
-            host=parts.hostname, port=parts.port, user="regraft", password="x", dbname="regraft"
+            host=parts.hostname,
+            port=parts.port,
+            user="regraft",
+            password="guessed",  # noqa: S106 - the point is that it is wrong
+            dbname="regraft",
         )
 
 
@@ -355,6 +360,12 @@ def test_prefect_answers_on_postgres(prefect_server: str, services: Addresses) -
         return answer == b"true"
 
     assert healthy()
+    connection = http.client.HTTPConnection(address.netloc, timeout=10)
+    connection.request("GET", "/", headers={"Accept": "text/html"})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    assert answer.status in {200, 307}, "the pages of Prefect are not served"
     owned = psycopg2.connect(services.database_url.replace("+psycopg2", ""))
     with owned.cursor() as cursor:
         cursor.execute("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = 'prefect'")

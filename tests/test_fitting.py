@@ -28,7 +28,6 @@ from vision.fitting import (
     rate_factor,
 )
 from vision.network import (
-    BadCheckpoint,
     Loaded,
     build,
     head,
@@ -193,17 +192,24 @@ def test_a_state_of_another_run_is_set_aside(
     with caplog.at_level(logging.WARNING):
         found = trained(other, tmp_path)
     assert "another run" in caplog.text
-    assert (tmp_path / "resume.other").exists()
+    assert (tmp_path / "resume.aside").exists()
     assert found == trained(other, tmp_path / "clean")
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
-    """A cut resume file is named, not half read."""
-    trained(replace(PLAN, epochs=1, warmup_epochs=0), tmp_path)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_state_is_trained_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cut or bit-flipped resume file is noticed, and the run ends as if it had never been."""
+    plan = replace(PLAN, epochs=2)
+    whole = trained(plan, tmp_path)
     path = tmp_path / "resume.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BadCheckpoint, match=r"resume\.safetensors"):
-        trained(replace(PLAN, epochs=1, warmup_epochs=0), tmp_path)
+    body = bytearray(path.read_bytes())
+    body[-9] ^= 64
+    path.write_bytes({"cut": body[:1000], "flipped": body, "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert trained(plan, tmp_path) == whole
+    assert "is damaged" in caplog.text
 
 
 class Spoilt(nn.Module):

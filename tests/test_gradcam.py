@@ -105,9 +105,9 @@ def test_a_class_without_evidence_says_so() -> None:
     network = build(plan, NAMES)
     with torch.no_grad():
         # the last maps are never negative, so weights below zero are evidence against the class
-        network.bn2.act = nn.ReLU()  # type: ignore[union-attr, assignment]
-        head(network).weight[0].fill_(-1.0)  # type: ignore[union-attr, operator, index]
-        head(network).weight[1].fill_(1.0)  # type: ignore[union-attr, operator, index]
+        network.bn2.act = nn.ReLU()  # type: ignore[union-attr]
+        head(network).weight[0].fill_(-1.0)  # type: ignore[index]
+        head(network).weight[1].fill_(1.0)  # type: ignore[index]
     against, for_it = maps(network, pictures(plan.geometry.side, 2), [0, 1], plan, "cpu")
     assert not against.positive
     assert float(against.values.max()) == 0

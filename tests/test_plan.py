@@ -73,9 +73,10 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(
 
 def test_no_mapping_is_no_plan() -> None:
     """A list or None is refused as a plan, not taken for an empty one."""
-    for value in (None, [], "all"):
+    values: list[Any] = [None, [], "all"]
+    for value in values:
         with pytest.raises(BadPlan, match="mapping"):
-            Plan.from_dict(value)  # type: ignore[arg-type]
+            Plan.from_dict(value)
 
 
 def test_a_plan_survives_json() -> None:

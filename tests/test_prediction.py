@@ -55,7 +55,7 @@ def network() -> torch.nn.Module:
     """Return a network whose answers differ between pictures."""
     made = build(PLAN, NAMES)
     with torch.no_grad():
-        head(made).weight.mul_(50)  # type: ignore[operator, union-attr]
+        head(made).weight.mul_(50)  # type: ignore[operator]
     return made
 
 
@@ -124,7 +124,7 @@ def test_a_network_of_nan_gives_no_answers() -> None:
     """Outputs that are no numbers never become confidences."""
     made = network()
     with torch.no_grad():
-        head(made).bias.fill_(float("nan"))  # type: ignore[operator, union-attr]
+        head(made).bias.fill_(float("nan"))  # type: ignore[operator]
     with pytest.raises(BadAnswers, match="between 0 and 1"):
         predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu")
 

@@ -7,7 +7,7 @@ import pytest
 from infra import settings
 from infra.settings import BadSettings
 
-SECRET = "geheim-4711"
+PLANTED = "geheim-4711"
 
 
 def test_nothing_set_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -25,20 +25,20 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     """Every setting can be set, and an empty variable counts as unset."""
     monkeypatch.setenv("REGRAFT_STATE_DIR", str(tmp_path))
     monkeypatch.setenv("REGRAFT_CACHE_DIR", "")
-    monkeypatch.setenv("REGRAFT_DATABASE_URL", f"postgres://user:{SECRET}@db/regraft")
+    monkeypatch.setenv("REGRAFT_DATABASE_URL", f"postgres://user:{PLANTED}@db/regraft")
     monkeypatch.setenv("REGRAFT_S3_ENDPOINT", "https://s3.example.org/")
     monkeypatch.setenv("REGRAFT_S3_ACCESS_KEY", "key")
-    monkeypatch.setenv("REGRAFT_S3_SECRET_KEY", SECRET)
+    monkeypatch.setenv("REGRAFT_S3_SECRET_KEY", PLANTED)
     monkeypatch.setenv("REGRAFT_CACHE_GIGABYTES", "0.5")
     monkeypatch.setenv("REGRAFT_THREADS", "2")
     monkeypatch.setenv("REGRAFT_DEVICE", "cpu")
     found = settings.load()
     assert found.database_url is not None
-    assert found.database_url.get_secret_value() == f"postgresql://user:{SECRET}@db/regraft"
+    assert found.database_url.get_secret_value() == f"postgresql://user:{PLANTED}@db/regraft"
     assert found.s3_endpoint == "https://s3.example.org"
     assert (found.cache_gigabytes, found.threads, found.device) == (0.5, 2, "cpu")
     assert found.cache_dir == tmp_path / "cache"
-    assert SECRET not in repr(found) + str(found)
+    assert PLANTED not in repr(found) + str(found)
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("STATE_DIR", __file__),
         ("DATABASE_URL", "nonsense"),
         ("DATABASE_URL", "sqlite:///x.db"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}@/regraft"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}@host"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}@host:99999/regraft"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}@host:port/regraft"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}@[host/regraft"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}#1@host/regraft"),
+        ("DATABASE_URL", f"postgresql://user:{PLANTED}@/regraft"),
+        ("DATABASE_URL", f"postgresql://user:{PLANTED}@host"),
+        ("DATABASE_URL", f"postgresql://user:{PLANTED}@host:99999/regraft"),
+        ("DATABASE_URL", f"postgresql://user:{PLANTED}@host:port/regraft"),
+        ("DATABASE_URL", f"postgresql://user:{PLANTED}@[host/regraft"),
+        ("DATABASE_URL", f"postgresql://user:{PLANTED}#1@host/regraft"),
         ("S3_ENDPOINT", "nonsense"),
         ("S3_ENDPOINT", "file:///etc"),
         ("S3_ENDPOINT", "s3://bucket"),
         ("S3_ENDPOINT", "http://"),
         ("S3_ENDPOINT", "http://host:port"),
         ("S3_ENDPOINT", "http://host/bucket"),
-        ("S3_ENDPOINT", f"http://key:{SECRET}@host"),
+        ("S3_ENDPOINT", f"http://key:{PLANTED}@host"),
         ("S3_BUCKET", "ab"),
         ("S3_BUCKET", "Bucket"),
         ("S3_BUCKET", "a..b"),
@@ -83,7 +83,7 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("S3_BUCKET", "10.0.0.1"),
         ("S3_BUCKET", "-abc"),
         ("S3_REGION", "us east"),
-        ("S3_ACCESS_KEY", SECRET),  # without the other, and without an endpoint
+        ("S3_ACCESS_KEY", PLANTED),  # without the other, and without an endpoint
     ],
 )
 def test_nonsense_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,13 +94,13 @@ def test_nonsense_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPa
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("REGRAFT_" + name.split("_", maxsplit=1)[0])
-    assert SECRET not in message
+    assert PLANTED not in message
 
 
 def test_unknown_name_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt variable is not passed over in silence."""
     monkeypatch.setenv("REGRAFT_S3_BUKET", "photos")
-    with pytest.raises(BadSettings, match="REGRAFT_S3_BUKET: .* did you mean REGRAFT_S3_BUCKET"):
+    with pytest.raises(BadSettings, match=r"REGRAFT_S3_BUKET: .* did you mean REGRAFT_S3_BUCKET"):
         settings.load()
 
 
@@ -124,6 +124,6 @@ def test_each_wrong_variable_has_its_line(monkeypatch: pytest.MonkeyPatch) -> No
 def test_keys_without_endpoint_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys that would be passed over for the embedded S3's own are not taken in silence."""
     monkeypatch.setenv("REGRAFT_S3_ACCESS_KEY", "key")
-    monkeypatch.setenv("REGRAFT_S3_SECRET_KEY", SECRET)
+    monkeypatch.setenv("REGRAFT_S3_SECRET_KEY", PLANTED)
     with pytest.raises(BadSettings, match="REGRAFT_S3_ENDPOINT"):
         settings.load()

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision.augmentation import augment, seeds_of
 from vision.network import (
+    BadCheckpoint,
     class_names_of,
     freeze_all_but,
     freeze_backbone,
@@ -52,6 +53,7 @@ RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
 # below so many pictures in a whole run, measuring the machine costs more than it can save
 WORTH_MEASURING = 4000
+MEASURING_SECONDS = 10.0
 # half precision and another memory layout must be clearly faster, or noise would choose
 CLEARLY_FASTER = 1.15
 # steps between two looks at the loss on a GPU, because each look waits for it
@@ -174,8 +176,8 @@ def fit(
     """Train the network in place by the plan's recipe, to the end of its cosine.
 
     After each epoch the state is written to `workdir`, then `on_epoch` is told. Called again with
-    the same arguments and `workdir`, it goes on behind the last finished epoch; a state of other
-    arguments is set aside with a warning. `on_step` hears (steps done, steps in all).
+    the same arguments and `workdir`, it goes on behind the last finished epoch; a damaged state or
+    one of other arguments is set aside with a warning. `on_step` hears (steps done, steps in all).
     Raises `Diverged`, `BadExamples`, `TooLarge`, and `BadPlan` for an impossible `unfreeze`.
     """
     place = device_named(device)
@@ -280,6 +282,8 @@ def _set_up(
     names = class_names_of(network)
     targets = {name: index for index, name in enumerate(names)}
     _check(plan, train, validation, names)
+    if plan.recipe == "two-phase":
+        freeze_all_but(network, plan.unfreeze)  # refused now, and not after the head phase
     network.to(device)
     indices = [targets[label] for label in train.labels]
     weights = class_weights(indices, len(names), plan.class_weights)
@@ -365,26 +369,34 @@ def _spelt(pair: tuple[str, bool]) -> str:
 
 
 def _measure(setting: Setting, pairs: list[tuple[str, bool]]) -> dict[tuple[str, bool], float]:
-    """Seconds per step of each (precision, channels_last), on a copy of the network."""
+    """Seconds per step of each (precision, channels_last), on copies of the network.
+
+    The pairs take turns, so that other work on the machine slows all of them alike; the first
+    round only warms up, and the rounds end when the time for measuring is used up.
+    """
     rows = setting.order[:min(8, setting.plan.batch_size)]
     batch = _prepared(setting, rows, epoch=0)
     labels = torch.tensor([setting.targets[setting.train.labels[row]] for row in rows])
-    seconds: dict[tuple[str, bool], float] = {}
-    for precision, last in pairs:
-        layout = torch.channels_last if last else torch.contiguous_format
-        trial = copy.deepcopy(setting.network).to(memory_format=layout).train()
-        pictures = batch.contiguous(memory_format=layout)
-        times = []
-        for _ in range(3):
+    layouts = {False: torch.contiguous_format, True: torch.channels_last}
+    trials = {
+        last: copy.deepcopy(setting.network).to(memory_format=layouts[last]).train()
+        for last in {last for _, last in pairs}
+    }
+    fastest = dict.fromkeys(pairs, math.inf)
+    begun = time.perf_counter()
+    for turn in range(4):
+        if turn > 1 and time.perf_counter() - begun > MEASURING_SECONDS:
+            break
+        for precision, last in pairs:
+            pictures = batch.contiguous(memory_format=layouts[last])
             start = time.perf_counter()
             with autocast(setting.device, precision == "bfloat16"):
-                loss = functional.cross_entropy(trial(pictures), labels)
+                loss = functional.cross_entropy(trials[last](pictures), labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            times.append(time.perf_counter() - start)
-            if seconds and times[-1] > 4 * min(seconds.values()):
-                break  # emulated, not supported: no need to see it twice
-        seconds[precision, last] = min(times)
-    return seconds
+            if turn > 0:
+                seconds = time.perf_counter() - start
+                fastest[precision, last] = min(fastest[precision, last], seconds)
+    return fastest
 
 
 # --- training ---
@@ -609,14 +621,18 @@ def _identity(
     network: nn.Module, plan: Plan, train: Examples, validation: Examples, device: torch.device
 ) -> str:
     """Digest of all that decides the result; a state of another run must not be continued."""
-    digest = hashlib.sha256()
     listed = [
         sorted(zip(examples.images, examples.labels, strict=True))
         for examples in (train, validation)
     ]
     told = [plan.digest(), class_names_of(network), device.type, listed]
-    digest.update(json.dumps(told).encode())
-    for key, tensor in sorted(network.state_dict().items()):
+    start = _tensors_digest(network.state_dict())
+    return hashlib.sha256(f"{json.dumps(told)}{start}".encode()).hexdigest()
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -640,6 +656,7 @@ def _write_state(
                 tensors[f"optimizer/{index}/{name}"] = value.to("cpu", copy=True).contiguous()
     facts = {
         "identity": identity,
+        "tensors": _tensors_digest(tensors),
         "machine": setting.machine,
         "epochs": [asdict(epoch) for epoch in epochs],
     }
@@ -649,13 +666,19 @@ def _write_state(
 def _read_state(path: Path, identity: str) -> State | None:
     if not path.exists():
         return None
-    tensors, facts = read_tensors(path.read_bytes(), str(path))
-    if facts.get("identity") != identity:
-        aside = path.with_suffix(".other")
-        path.replace(aside)
-        logger.warning("%s is of another run: moved to %s, starting anew", path, aside.name)
-        return None
-    return State(tensors, facts)
+    try:
+        tensors, facts = read_tensors(path.read_bytes(), str(path))
+    except BadCheckpoint:
+        tensors, facts = {}, {}
+    if facts.get("identity") == identity and facts.get("tensors") == _tensors_digest(tensors):
+        return State(tensors, facts)
+    # what it held can be trained again, so neither is a reason to stop
+    aside = path.with_suffix(".aside")
+    path.replace(aside)
+    logger.warning("%s is %s: moved to %s, starting anew", path,
+                   "damaged" if facts.get("identity") in (identity, None) else "of another run",
+                   aside.name)
+    return None
 
 
 def _restore_network(network: nn.Module, state: State) -> None:
@@ -666,13 +689,22 @@ def _restore_network(network: nn.Module, state: State) -> None:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
     remembered: dict[int, dict[str, Tensor]] = {}
     for key, tensor in state.tensors.items():
         if key.startswith("optimizer/"):
             _, index, name = key.split("/", 2)
-            remembered.setdefault(int(index), {})[name] = tensor
+            laid_out = _laid_out_like(parameters[int(index)], tensor)
+            remembered.setdefault(int(index), {})[name] = laid_out
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+
+
+def _laid_out_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+    """Give it the weight's memory layout: a fused step walks through both side by side."""
+    if tensor.shape != parameter.shape:  # a step counter
+        return tensor
+    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 
 
 def _mixed(seed: int, epoch: int, use: str) -> int:

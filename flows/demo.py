@@ -1,0 +1,210 @@
+"""The demo: three nights on real images, told as they happen."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from infra import database, embedded, settings
+from records import deployments, versions
+from vision.gate import Limits
+from vision.plan import Augmentation, Plan
+
+SEED = 7
+BENCHMARK_SHARE = 0.2  # of each class's images, before any training sees them
+FIRST_NIGHT_SHARE = 0.6  # of the rest of a known class; the others come in the second night
+SHUFFLED = 80  # most images with another class's label in the third night
+
+DIGITS = Plan(
+    architecture="test_resnet",
+    image_size=32,
+    crop=1.0,
+    epochs=20,
+    batch_size=32,
+    learning_rate=3e-3,
+    dropout=0.0,
+    # A digit that is mirrored or turned far is another digit, or none.
+    augmentation=Augmentation(flip=False, scale=0.85, rotation=8.0, saturation=0.0),
+)
+PHOTOGRAPHS = Plan(architecture="test_resnet", image_size=96, epochs=20, learning_rate=3e-3,
+                   cutoff=10)  # fmt: skip
+WARM_EPOCHS = 8
+
+
+class BadDemo(ValueError):
+    """The folder cannot tell this story."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """The images of each act: class name -> files."""
+
+    benchmark: dict[str, list[Path]]
+    first: dict[str, list[Path]]
+    second: dict[str, list[Path]]
+    third: dict[str, list[Path]]
+    benchmark_growth: dict[str, list[Path]]
+    newcomer: str
+    plan: Plan
+
+
+def prepare(fresh: bool) -> None:
+    """Begin in a state folder of the demo's own, so that no real library is touched."""
+    import os
+
+    folder = settings.load().state_dir.with_name("regraft-demo")
+    os.environ["REGRAFT_STATE_DIR"] = str(folder)
+    known = settings.load()
+    if fresh and folder.exists():
+        embedded.down(known)
+        shutil.rmtree(folder)
+
+
+def play(images: Path | None) -> None:
+    """Play the story and end with what came of it."""
+    from flows.nightly import nightly
+    from records.library import LABELLED
+    from tasks import benchmark
+    from tasks.benchmark import BENCHMARK
+
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        story = _story(images or _digits(Path(scratch) / "digits"))
+        people = "the demo"
+
+        console.rule("[bold]Before the first night: a benchmark is frozen")
+        _upload(story.benchmark, BENCHMARK)
+        frozen = benchmark.freeze(people, "what the first classes look like").benchmark
+        console.print(f"{frozen.images} images of {frozen.classes} classes, seen by no training")
+
+        console.rule(f"[bold]Night 1: {len(story.first)} classes, from scratch")
+        _upload(story.first, LABELLED)
+        console.print(nightly(plan=replace(story.plan, recipe="scratch")).reason)
+
+        console.rule(f"[bold]Night 2: more images, and a new class: {story.newcomer}")
+        _upload(story.benchmark_growth, BENCHMARK)
+        benchmark.grow(people, f"{story.newcomer} is new")
+        _upload(story.second, LABELLED)
+        warm = replace(story.plan, epochs=WARM_EPOCHS, learning_rate=story.plan.learning_rate / 3)
+        console.print(nightly(plan=warm).reason)
+
+        console.rule("[bold]Night 3: a batch with shuffled labels")
+        before = _champion()
+        _upload(story.third, LABELLED)
+        outcome = nightly(plan=warm)
+        console.print(outcome.reason)
+        untouched = _champion() == before
+        console.print(
+            f"version {before} still serves" if untouched else "[red]the champion changed[/red]"
+        )
+    _epilogue(console)
+    if outcome.state not in ("stopped", "refused") or not untouched:
+        raise BadDemo("night 3 was to be stopped and was not: please report this")
+
+
+def _story(folder: Path) -> Story:
+    """Deal a folder of class folders out to the acts; the last class is the newcomer."""
+    files = {
+        path.name: sorted(one for one in path.rglob("*") if one.is_file())
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
+    }
+    files = {name: some for name, some in files.items() if len(some) >= 20}
+    if len(files) < 3:
+        raise BadDemo(
+            f"{folder} has {len(files)} class folders of 20 images or more: the story needs three"
+        )
+    dealt = random.Random(SEED)  # noqa: S311  (dealing cards, not secrets)
+    for some in files.values():
+        dealt.shuffle(some)
+    *old, newcomer = list(files)[:10] if folder.name != "digits" else list(files)[:9]
+    held = {name: max(5, round(len(files[name]) * BENCHMARK_SHARE)) for name in files}
+    rest = {name: files[name][held[name] :] for name in files}
+    first = {name: rest[name][: round(len(rest[name]) * FIRST_NIGHT_SHARE)] for name in old}
+    later = {name: rest[name][len(first[name]) :] for name in old}
+    # Each known class keeps a part of its later images for the third night, where they come
+    # under the label of the next class.
+    spare = {name: max(3, min(len(later[name]) // 2, SHUFFLED // len(old))) for name in old}
+    wrong = {name: old[(place + 1) % len(old)] for place, name in enumerate(old)}
+    smallest = min(len(some) for some in first.values())
+    digits = folder.name == "digits"
+    plan = DIGITS if digits else replace(PHOTOGRAPHS, cutoff=min(PHOTOGRAPHS.cutoff, smallest))
+    return Story(
+        benchmark={name: files[name][: held[name]] for name in old},
+        first=first,
+        second={name: later[name][spare[name] :] for name in old} | {newcomer: rest[newcomer]},
+        third={wrong[name]: later[name][: spare[name]] for name in old},
+        benchmark_growth={newcomer: files[newcomer][: held[newcomer]]},
+        newcomer=newcomer,
+        plan=plan,
+    )
+
+
+def _digits(folder: Path) -> Path:
+    """Write scikit-learn's 1,797 handwritten digits, 8 x 8 scans of real ink, as PNG files."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    for number, (pixels, digit) in enumerate(zip(scans.images, scans.target, strict=True)):
+        place = folder / f"digit {digit}"
+        place.mkdir(parents=True, exist_ok=True)
+        ink = (255 - pixels * 255 / 16).round().astype(np.uint8)
+        Image.fromarray(ink).save(place / f"{number:04d}.png")
+    return folder
+
+
+def _upload(files: dict[str, list[Path]], prefix: str) -> None:
+    from tasks.loading import load_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, some in files.items():
+            place = Path(folder) / name
+            place.mkdir()
+            for path in some:
+                (place / path.name).symlink_to(path.resolve())
+        load_folder(Path(folder), prefix)
+
+
+def _champion() -> int | None:
+    with database.connect().transaction() as session:
+        serving = deployments.champion(session)
+    return serving.version_id if serving else None
+
+
+def _epilogue(console: Console) -> None:
+    from flows.screens import percent, table
+
+    console.rule("[bold]What came of it")
+    with database.connect().transaction() as session:
+        rows = versions.summaries(session)
+    table(
+        ["version", "from", "classes", "images", "test", "benchmark", "became"],
+        (
+            (
+                str(row.id),
+                f"version {row.parent_id}" if row.parent_id else "scratch",
+                str(row.classes),
+                str(row.images),
+                percent(row.test_accuracy),
+                percent(row.benchmark_accuracy),
+                "serves" if row.serves else row.reason or "served before",
+            )
+            for row in reversed(rows)
+        ),
+    )
+    state = settings.load().state_dir
+    console.print(
+        f"Where to look next (export REGRAFT_STATE_DIR={state}):\n"
+        f"  regraft show {rows[0].id} --pictures gradcam   every figure, check and Grad-CAM map\n"
+        "  regraft status                        runs, batches, the one that was refused and why\n"
+        f"  Prefect's pages                       {embedded.addresses(settings.load(), prefect=True).prefect_api_url}"
+        .replace("/api", "")
+        + "\n  regraft down                          stops the services; the data stays"
+    )
