@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from sqlalchemy import create_engine, pool, text
-
 from alembic import context
+from sqlalchemy import create_engine, pool, text
 
 # The console script `alembic` does not look into the folder that it is started in.
 _ROOT = str(Path(__file__).resolve().parent.parent)

@@ -40,7 +40,9 @@ app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(intake_app, name="intake")
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
-By = Annotated[str, typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser)]
+By = Annotated[
+    str, typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser)
+]
 Why = Annotated[str, typer.Option(help="Why; it is kept.")]
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="A JSON file with fields of the plan.", exists=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tempfile
@@ -12,7 +13,6 @@ from rich.console import Console
 
 from infra import database, embedded, settings
 from records import deployments, versions
-from vision.gate import Limits
 from vision.plan import Augmentation, Plan
 
 SEED = 7
@@ -55,8 +55,6 @@ class Story:
 
 def prepare(fresh: bool) -> None:
     """Begin in a state folder of the demo's own, so that no real library is touched."""
-    import os
-
     folder = settings.load().state_dir.with_name("regraft-demo")
     os.environ["REGRAFT_STATE_DIR"] = str(folder)
     known = settings.load()
@@ -200,11 +198,11 @@ def _epilogue(console: Console) -> None:
         ),
     )
     state = settings.load().state_dir
+    pages = (os.environ.get("PREFECT_API_URL") or "").removesuffix("/api")
     console.print(
         f"Where to look next (export REGRAFT_STATE_DIR={state}):\n"
         f"  regraft show {rows[0].id} --pictures gradcam   every figure, check and Grad-CAM map\n"
         "  regraft status                        runs, batches, the one that was refused and why\n"
-        f"  Prefect's pages                       {embedded.addresses(settings.load(), prefect=True).prefect_api_url}"
-        .replace("/api", "")
-        + "\n  regraft down                          stops the services; the data stays"
+        f"  {pages:36}  Prefect's pages: the runs with their reports\n"
+        "  regraft down                          stops the services; the data stays"
     )

@@ -70,7 +70,7 @@ def nightly(plan: Plan = Plan(), rules: Rules = Rules(), limits: Limits = Limits
         candidate = write_candidate(run_id, "nightly", snapshot, plan, champion)
         report.name_run(candidate)
         train_version(run_id, candidate)
-        evaluate(run_id, candidate, champion, intake.batch_id)
+        evaluate(run_id, candidate, champion)
         passed = judge(run_id, candidate, limits)
         explain(run_id, candidate, champion)
         if passed:  # the last act, so that a night which fails anywhere has changed nothing
@@ -95,7 +95,9 @@ def one_night(purpose: str, plan: Plan) -> Iterator[Night]:
             yield night
         except BaseException as error:
             with store.transaction() as session:
-                runs.close(session, run_id, "failed", f"{type(error).__name__}: {error}")
+                # One line, whatever a driver says: it stands in lists and in the log.
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                runs.close(session, run_id, "failed", reason)
             raise
         finished = night.outcome or night.end("skipped", "the run ended without an outcome")
         with store.transaction() as session:

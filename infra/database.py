@@ -17,6 +17,7 @@ from uuid import UUID
 
 import psycopg2
 import psycopg2.extensions
+from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -26,7 +27,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from alembic import command
 from infra import embedded, settings
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
@@ -165,7 +164,8 @@ def deploy(
     """Append the version to the log, provided the champion is still the one it was judged against.
 
     `expected` is the id of the deployment that was newest when the version was judged (None for
-    the first). The database refuses a second follower of it, a version without a passed verdict
+    the first); the verdict must have been given against that champion and on the newest benchmark.
+    The database refuses a second follower of it, a version without a passed verdict
     on its own checkpoint, and versions that are not meant to serve.
     """
     if run_id is not None:
@@ -177,6 +177,7 @@ def deploy(
             f"version {version_id} was judged against deployment {expected}, but {newest} is the "
             "newest now: judge it again"
         )
+    _refuse_stale(session, version_id, verdict_id)
     version = versions.get(session, version_id)
     if version.purpose not in ("nightly", "control", "bakeoff"):
         raise NotDeployable(f"version {version_id} is a {version.purpose} version: it never serves")
@@ -196,3 +197,23 @@ def deploy(
     ).scalar_one()
 
 
+def _refuse_stale(session: Session, version_id: int, verdict_id: int) -> None:
+    given, serving, on, newest = session.execute(
+        text(
+            """
+            SELECT d.champion_id, (SELECT version_id FROM champion), d.benchmark_version,
+                   (SELECT max(version) FROM benchmarks)
+            FROM verdicts d WHERE d.id = :verdict
+            """
+        ),
+        {"verdict": verdict_id},
+    ).one()
+    if given != serving:
+        raise NotDeployable(
+            f"the champion changed since version {version_id} was judged: judge it again"
+        )
+    if on != newest:
+        raise NotDeployable(
+            f"version {version_id} was judged on benchmark version {on}, and {newest} is the newest "
+            "now: judge it again"
+        )

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
 from records.tables import Evaluation, EvaluationClass, GradCam
-from vision.answers import Answers
+from vision.answers import Answers, BadAnswers
 from vision.scores import ClassScore, Scores
 
 
@@ -164,6 +164,24 @@ def find(
     return EvaluationRow(*row) if row else None
 
 
+def unanswered_batches(session: Session) -> list[int]:
+    """Accepted batches with usable images that no judged version has answered yet, oldest first."""
+    rows = session.scalars(
+        text(
+            """
+            SELECT b.id FROM batches b
+            WHERE b.state = 'accepted'
+              AND EXISTS (SELECT 1 FROM images i
+                          WHERE i.batch_id = b.id AND i.withdrawn_at IS NULL)
+              AND NOT EXISTS (SELECT 1 FROM evaluations e JOIN verdicts d USING (version_id)
+                              WHERE e.batch_id = b.id)
+            ORDER BY b.id
+            """
+        )
+    )
+    return list(rows)
+
+
 def of_version(session: Session, version_id: int) -> list[EvaluationRow]:
     """Every evaluation of a version."""
     columns = [getattr(Evaluation, name) for name in EvaluationRow.__dataclass_fields__]
@@ -172,7 +190,10 @@ def of_version(session: Session, version_id: int) -> list[EvaluationRow]:
 
 
 def answers(session: Session, evaluation_id: int, class_names: list[str]) -> Answers | None:
-    """The stored answers of an evaluation, by digest; None when not one is left."""
+    """The stored answers of an evaluation, by digest; None when not one is left.
+
+    Raises `BadAnswers` for rows that cannot be what a version answered.
+    """
     rows = session.execute(
         text(
             """
@@ -185,6 +206,12 @@ def answers(session: Session, evaluation_id: int, class_names: list[str]) -> Ans
     if not rows:
         return None
     column = {name: place for place, name in enumerate(class_names)}
+    unknown = {name for row in rows for name in row[3]} - set(column)
+    if unknown:
+        raise BadAnswers(
+            f"evaluation {evaluation_id} answers {min(unknown)!r}, which its version does not know: "
+            "evaluate again"
+        )
     return Answers(
         images=tuple(row[0] for row in rows),
         labels=tuple(row[1] for row in rows),

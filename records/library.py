@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
@@ -149,7 +149,11 @@ def open_batch(session: Session) -> int:
 
 
 def drop_empty_batch(session: Session, batch_id: int) -> bool:
-    """Delete an open batch that nothing came into; True when it was empty."""
+    """Delete an open batch that nothing came into; True when it was empty.
+
+    One that was judged before (refused, let in by a person, then emptied) is closed instead: its
+    stored validation stays.
+    """
     found = session.scalar(
         text(
             """
@@ -161,6 +165,11 @@ def drop_empty_batch(session: Session, batch_id: int) -> bool:
     )
     if found:
         return False
+    judged = select(Validation.id).where(Validation.batch_id == batch_id).limit(1)
+    if session.scalar(judged) is not None:
+        closed = {"state": "accepted", "reason": "its objects were deleted", "ended_at": func.now()}
+        session.execute(update(Batch).where(Batch.id == batch_id).values(**closed))
+        return True
     session.execute(text("UPDATE runs SET batch_id = NULL WHERE batch_id = :b"), {"b": batch_id})
     session.execute(text("DELETE FROM batches WHERE id = :b AND state = 'open'"), {"b": batch_id})
     return True
@@ -226,6 +235,7 @@ def record_listing(
         ),
         parameters,
     ).rowcount  # type: ignore[attr-defined]
+    _reconsider_mended(session, parameters)
     session.execute(
         text(
             """
@@ -240,6 +250,53 @@ def record_listing(
     )
     count = session.scalar(text("SELECT count(*) FROM listing")) or 0
     return ListingCount(listed=count, new=new, gone=gone, returned=returned)
+
+
+# Reasons for quarantine that a newer manifest row, or deleting the other copy, can take away.
+MENDED_BY_MANIFEST = (
+    "labelled", "label_spelt", "label_allowed", "labelled_by_person", "one_label", "origin",
+    "subject", "text_clean",
+)  # fmt: skip
+
+
+def _reconsider_mended(session: Session, parameters: Mapping[str, Any]) -> None:
+    """Let objects out of quarantine whose reason was mended, to be judged again.
+
+    These are: what a manifest of this batch describes anew, what was refused for its second
+    label while another copy of its bytes has been deleted since, and what was gone or
+    overwritten when it was to be read and is listed as it was once more. What else is mended has
+    other bytes, hence another ETag, and is a new object anyhow.
+    """
+    found = session.scalars(
+        text(
+            """
+            SELECT o.id FROM objects o
+            WHERE bucket = :bucket AND state = 'quarantined' AND gone_at IS NULL AND (
+                (sha256 IS NULL AND facts->>'readable' = 'false')
+                OR (EXISTS (SELECT 1 FROM manifest_rows m WHERE m.batch_id = :batch
+                            AND m.key = o.key)
+                    AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.object_id = o.id
+                                    AND q.expectation <> ALL(:mended)))
+                OR EXISTS (SELECT 1 FROM quarantine q JOIN objects other
+                             ON other.sha256 = o.sha256 AND other.gone_at > q.created_at
+                           WHERE q.object_id = o.id AND q.expectation = 'one_label'))
+            """
+        ),
+        {**parameters, "mended": list(MENDED_BY_MANIFEST)},
+    ).all()
+    if not found:
+        return
+    session.execute(delete(Refusal).where(Refusal.object_id.in_(found)))
+    session.execute(
+        text(
+            """
+            UPDATE objects SET state = 'pending', batch_id = NULL,
+                   facts = CASE WHEN sha256 IS NOT NULL THEN facts END
+            WHERE id = ANY(:found)
+            """
+        ),
+        {"found": list(found)},
+    )
 
 
 def refuse_vanished_classes(session: Session, served: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Runs: one row for each try of a flow, and the fence that stops a run which is no longer current."""
+"""Runs: one row for each try of a flow, and the fence that stops a run which is not current."""
 
 from __future__ import annotations
 

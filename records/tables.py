@@ -47,6 +47,13 @@ def finite(column: str) -> CheckConstraint:
     return CheckConstraint(f"{column} >= 0 AND {column} < 'Infinity'", name=f"{column}_is_finite")
 
 
+def shares(column: str) -> CheckConstraint:
+    """Keep every element of an array within 0 to 1; a NaN sorts above 1."""
+    return CheckConstraint(
+        f"0 <= ALL ({column}) AND 1 >= ALL ({column})", name=f"{column}_are_shares"
+    )
+
+
 class Base(DeclarativeBase):
     """Common naming of keys and constraints, so that migrations can name what they change."""
 
@@ -160,6 +167,7 @@ class Object(Base):
     __tablename__ = "objects"
     __table_args__ = (
         one_of("state", ("pending", "accepted", "quarantined")),
+        CheckConstraint("state <> 'accepted' OR sha256 IS NOT NULL", name="accepted_has_sha256"),
         UniqueConstraint("bucket", "key", "etag"),
         Index("ix_objects_waiting", "batch_id", postgresql_where=text("state = 'pending'")),
     )
@@ -251,7 +259,7 @@ class Image(Base):
 
 
 class LabelChange(Base):
-    """A label that changed in S3 after intake: the object was moved, deleted, rewritten, put back."""
+    """A label that changed in S3 after intake: the object was moved, deleted or put back."""
 
     __tablename__ = "label_changes"
     __table_args__ = (one_of("kind", ("moved", "deleted", "returned", "conflict", "relabelled")),)
@@ -437,6 +445,9 @@ class Epoch(Base):
         share("validation_accuracy"),
         finite("train_loss"),
         finite("validation_loss"),
+        finite("learning_rate"),
+        finite("seconds"),
+        finite("images_per_second"),
     )
 
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
@@ -528,7 +539,11 @@ class Answer(Base):
     """What one checkpoint said of one image: best labels first, with their confidences."""
 
     __tablename__ = "answers"
-    __table_args__ = (share("confidence"), share("label_confidence"))
+    __table_args__ = (
+        share("confidence"),
+        share("label_confidence"),
+        shares("top_confidences"),
+    )
 
     evaluation_id: Mapped[int] = mapped_column(
         ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
@@ -550,6 +565,7 @@ class GradCam(Base):
     __table_args__ = (
         one_of("reason", ("worst error", "flip", "sample")),
         CheckConstraint("length(cells) = 2 * height * width", name="float16_cells"),
+        share("confidence"),
     )
 
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
@@ -618,6 +634,7 @@ class Deployment(Base):
         one_of("purpose", ("nightly", "control", "bakeoff")),
         ForeignKeyConstraint(["version_id", "purpose"], ["versions.id", "versions.purpose"]),
         ForeignKeyConstraint(["verdict_id", "version_id"], ["verdicts.id", "verdicts.version_id"]),
+        CheckConstraint("previous_id < id", name="previous_older"),
         # Compare and append: two rows can never follow the same one.
         Index("one_successor", "previous_id", unique=True, postgresql_nulls_not_distinct=True),
     )

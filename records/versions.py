@@ -83,8 +83,8 @@ def checkpoint_key(digest: str) -> str:
 
 
 def class_names_digest(class_names: list[str]) -> str:
-    """Digest of the ordered class names, as checkpoints carry it."""
-    return hashlib.sha256(json.dumps(class_names, ensure_ascii=False).encode()).hexdigest()
+    """Digest of the ordered class names, to the bit as `vision.network.save` writes it."""
+    return hashlib.sha256(json.dumps(class_names).encode()).hexdigest()
 
 
 def candidate(
@@ -200,7 +200,7 @@ def summaries(session: Session, most: int = 50) -> list[Summary]:
                    CASE WHEN d.id IS NULL THEN NULL WHEN d.passed THEN 'passed' ELSE 'refused' END,
                    coalesce(v.reason, (SELECT string_agg(c.sentence, ' · ' ORDER BY c.ordinal)
                         FROM checks c WHERE c.verdict_id = d.id AND c.verdict = 'failed')),
-                   v.id = (SELECT version_id FROM champion),
+                   coalesce(v.id = (SELECT version_id FROM champion), false),
                    (SELECT max(p.deployed_at) FROM deployments p WHERE p.version_id = v.id),
                    v.created_at
             FROM versions v
@@ -216,4 +216,4 @@ def summaries(session: Session, most: int = 50) -> list[Summary]:
         ),
         {"most": most},
     )
-    return [Summary(*row[:11], bool(row[11]), *row[12:]) for row in rows]
+    return [Summary(*row) for row in rows]

@@ -12,12 +12,11 @@ from infra.storage import Listed, bad_key
 from records import benchmark, deployments
 from records.benchmark import BadBenchmark, BenchmarkRow, Frozen
 from records.library import normalised
-from vision.gate import Limits, power
-from vision.images import examine
-
 from tasks import checkpoints
 from tasks.evaluation import evaluate_benchmark
 from tasks.progress import progress
+from vision.gate import Limits, power
+from vision.images import examine
 
 BENCHMARK = "benchmark/"
 

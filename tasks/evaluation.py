@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from torch import nn
-
 from infra import database, settings
 from records import benchmark, evaluations, library, runs, versions
-from vision.answers import Answers
-from vision.network import Loaded
-from vision.plan import Plan
-from vision.prediction import latency, predict
-from vision.scores import score
-
 from tasks import checkpoints, pixels, snapshot
 from tasks.step import reading, timed
 from tasks.training import machine
+from vision.answers import Answers
+from vision.network import Loaded
+from vision.prediction import latency, predict
+from vision.scores import score
 
 
 @reading("evaluate")
-def evaluate(run_id: int, version_id: int, champion_id: int | None, batch_id: int | None) -> None:
+def evaluate(run_id: int, version_id: int, champion_id: int | None) -> None:
     """Score the candidate everywhere and the champion on the benchmark, in one process.
 
     Both answer the benchmark here, image by image, so that nothing but the weights differs.
@@ -29,10 +25,12 @@ def evaluate(run_id: int, version_id: int, champion_id: int | None, batch_id: in
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         frozen = benchmark.current(session)
+        # Not only this night's: one that died after its intake has left its batch unanswered.
+        batches = evaluations.unanswered_batches(session)
     loaded = checkpoints.load(version_id)
     with timed(run_id, "evaluate") as facts:
         facts["images"] = _evaluate_splits(run_id, version_id, version.snapshot_digest, loaded)
-        if batch_id is not None:
+        for batch_id in batches:
             facts["images"] += _evaluate_batch(run_id, version_id, batch_id, loaded)
     with timed(run_id, "benchmark") as facts:
         facts["images"] = evaluate_benchmark(version_id, loaded, frozen.version, run_id)
@@ -40,7 +38,7 @@ def evaluate(run_id: int, version_id: int, champion_id: int | None, batch_id: in
             evaluate_benchmark(
                 champion_id, checkpoints.load(champion_id), frozen.version, run_id
             )
-    _measure_latency(version_id, loaded.network, loaded.plan)
+    _measure_latency(run_id, version_id, loaded)
 
 
 def _evaluate_splits(run_id: int, version_id: int, digest: str, loaded: Loaded) -> int:
@@ -57,7 +55,7 @@ def _evaluate_splits(run_id: int, version_id: int, digest: str, loaded: Loaded) 
 
 
 def _evaluate_batch(run_id: int, version_id: int, batch_id: int, loaded: Loaded) -> int:
-    """The night's new images; those of them that trained flatter, and the test split does not."""
+    """New images; those of them that trained flatter, and the test split does not."""
     with database.connect().transaction() as session:
         rows = list(library.images_of_batch(session, batch_id))
         sources = library.sources(session, [sha256 for sha256, _, _ in rows])
@@ -140,7 +138,8 @@ def told(facts: dict[str, Any]) -> str:
     return json.dumps(facts, sort_keys=True)
 
 
-def _measure_latency(version_id: int, network: nn.Module, plan: Plan) -> None:
-    seconds = latency(network, plan, "cpu")
+def _measure_latency(run_id: int, version_id: int, loaded: Loaded) -> None:
+    seconds = latency(loaded.network, loaded.plan, "cpu")
     with database.connect().transaction() as session:
+        runs.fence(session, run_id)
         versions.measured(session, version_id, seconds)

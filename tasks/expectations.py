@@ -530,7 +530,7 @@ def validate_batch(
 
 def frame_of(rows: Iterable[Candidate] | Iterable[Summary]) -> "pd.DataFrame":
     """The frame that the suites take. Any text is allowed in it, lone surrogates included."""
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd
 
     listed = list(rows)
     kind: Any = type(listed[0]) if listed else Candidate
@@ -547,7 +547,7 @@ def disagreement_p(disagreeing: int, confident: int, usual: float, rules: Rules)
     that contradict the label. usual: the same share on held-out images. 1 where it was confident
     about none: there is no evidence against them.
     """
-    from scipy.stats import binomtest  # noqa: PLC0415
+    from scipy.stats import binomtest
 
     if not (0 <= disagreeing <= confident and 0 <= usual <= 1):
         raise SuiteError(f"disagreeing={disagreeing} of {confident}, usual={usual}: impossible")
@@ -577,24 +577,25 @@ def data_docs(validation: Validation, folder: Path) -> Path:
 def _great_expectations() -> SimpleNamespace:
     """Import what we need of it, once: it takes seconds."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read while importing
-    # It announces a temporary folder each time, which tells nobody anything.
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # It imports modules that Python has deprecated, which is not ours to mend.
         warnings.simplefilter("ignore")
-        import great_expectations as gx  # noqa: PLC0415
-        from great_expectations import expectations  # noqa: PLC0415
-        from great_expectations.core.expectation_validation_result import (  # noqa: PLC0415
+        import great_expectations as gx
+        from great_expectations import expectations
+        from great_expectations.core.expectation_validation_result import (
             expectationSuiteValidationResultSchema,
         )
-        from great_expectations.data_context.types.base import (  # noqa: PLC0415
+        from great_expectations.data_context.types.base import (
             ProgressBarsConfig,
         )
-        from great_expectations.expectations.row_conditions import Column  # noqa: PLC0415
-        from great_expectations.render.renderer.page_renderer import (  # noqa: PLC0415
+        from great_expectations.expectations.row_conditions import Column
+        from great_expectations.render.renderer.page_renderer import (
             ValidationResultsPageRenderer,
         )
-        from great_expectations.render.view.view import DefaultJinjaPageView  # noqa: PLC0415
+        from great_expectations.render.view.view import DefaultJinjaPageView
+    # It announces a temporary folder each time, which tells nobody anything. Set after the import,
+    # which sets it to INFO.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     return SimpleNamespace(
         gx=gx,
         expectations=expectations,
@@ -695,7 +696,7 @@ def _ask(
 
 def _checked(frame: "pd.DataFrame", kind: type[Candidate] | type[Summary]) -> "pd.DataFrame":
     """A copy with the columns that we know, numbers as numbers and truths as truths."""
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd
 
     names = [field.name for field in fields(kind)]
     missing = [name for name in names if name not in frame.columns]

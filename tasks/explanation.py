@@ -11,13 +11,12 @@ from sqlalchemy.orm import Session
 
 from infra import database, settings
 from records import benchmark, evaluations, library, runs, versions
-from records.evaluations import GradCamRow
+from records.evaluations import GradCamRow, Told
+from tasks import checkpoints, pixels
+from tasks.step import reading, timed
 from vision.gate import flips
 from vision.gradcam import Map, maps, overlay
 from vision.network import Loaded
-
-from tasks import checkpoints, pixels
-from tasks.step import reading, timed
 
 WORST_ERRORS = 24
 MOST_FLIPS = 24
@@ -65,18 +64,18 @@ def _wanted(session: Session, version_id: int, champion_id: int | None) -> list[
     on_benchmark = evaluations.find(session, version_id, "benchmark", benchmark_version=latest)
     if on_benchmark:
         for worst in evaluations.worst_errors(session, on_benchmark.id, WORST_ERRORS):
-            chosen += _both_classes(Wanted(worst.sha256, "", "benchmark", "worst error",
-                                           worst.label, worst.predicted, worst.confidence))  # fmt: skip
+            chosen += _both_classes(_wish(worst, "benchmark", "worst error"))
     if champion_id:
         chosen += _flips(session, version_id, champion_id)
     on_test = evaluations.find(session, version_id, "test")
     if on_test:
-        chosen += [
-            Wanted(one.sha256, one.label, "test", "sample", one.label, one.predicted,
-                   one.confidence)
-            for one in evaluations.samples_per_class(session, on_test.id, SAMPLES_PER_CLASS)
-        ]  # fmt: skip
+        samples = evaluations.samples_per_class(session, on_test.id, SAMPLES_PER_CLASS)
+        chosen += [replace(_wish(one, "test", "sample"), target=one.label) for one in samples]
     return _known_targets(session, version_id, chosen)
+
+
+def _wish(one: Told, subject: str, reason: str) -> Wanted:
+    return Wanted(one.sha256, "", subject, reason, one.label, one.predicted, one.confidence)
 
 
 def _flips(session: Session, version_id: int, other_id: int) -> list[Wanted]:
@@ -96,10 +95,8 @@ def _flips(session: Session, version_id: int, other_id: int) -> list[Wanted]:
     chosen = []
     for sha256 in some:
         row = place[sha256]
-        chosen += _both_classes(
-            Wanted(sha256, "", "benchmark", "flip", mine.labels[row], mine.predicted[row],
-                   float(mine.confidence[row]))
-        )  # fmt: skip
+        one = Told(sha256, mine.labels[row], mine.predicted[row], float(mine.confidence[row]))
+        chosen += _both_classes(_wish(one, "benchmark", "flip"))
     return _known_targets(session, version_id, chosen)
 
 

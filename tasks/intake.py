@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from infra import database, settings, storage
@@ -22,15 +24,18 @@ from records.library import (
     label_of,
     normalised,
 )
-from vision.images import examine
-from vision.plan import Plan
-
 from tasks.pixels import cache
 from tasks.progress import progress
 from tasks.step import reading, timed
+from vision.images import examine
+from vision.plan import Plan
 
 MANIFEST_COLUMNS = ("key", "label")
-LONGEST_FIELD = 1000  # characters; class names and keys are far shorter, a megabyte is an accident
+LONGEST_FIELD = 1000  # characters of a key or box; a megabyte is an accident
+LONGEST_BYTES = 1024  # of a key: what S3 takes
+LONGEST_NAME = 255  # bytes of a class, group or person, as in a key: longer ones fit no index
+TEXTS = ("key", "label", "sub_label", "origin", "group", "labelled_by", "box")
+JOINERS = "\u200c\u200d"  # invisible, yet Persian and many emoji are misspelt without them
 
 
 class BadManifest(ValueError):
@@ -75,7 +80,7 @@ def _list_new(run_id: int) -> Intake:
                     entries = read_manifest(listed.key, store.read(listed.key, listed.etag))
                     library.record_manifest(session, batch_id, listed.key, listed.etag, entries)
         count = library.record_listing(
-            session, store.bucket, batch_id, map(_labelled, store.list(LABELLED))
+            session, store.bucket, batch_id, map(_labelled, _images(store.list(LABELLED)))
         )
         library.drop_gone(session, batch_id)
         champion = deployments.champion(session)
@@ -86,14 +91,22 @@ def _list_new(run_id: int) -> Intake:
     return Intake(None if empty else batch_id, count.listed, count.new, count.gone)
 
 
+def _images(listed: Iterator[Listed]) -> Iterator[Listed]:
+    """Leave out the empty objects `<folder>/` that consoles make: a folder is no image."""
+    return (one for one in listed if one.size or not one.key.endswith("/"))
+
+
 def _labelled(listed: Listed) -> ListedObject:
     problem = bad_key(listed.key)
     label, sub_label = (None, "") if problem else label_of(listed.key)
-    # A key that Postgres cannot hold, or a terminal would obey, is kept in its escaped form.
-    key = listed.key.encode("unicode_escape").decode("ascii") if problem else listed.key
-    return ListedObject(
-        key, listed.etag, listed.size, listed.modified, label, sub_label, problem
-    )
+    key = listed.key
+    if problem:
+        # A key that Postgres cannot hold, or a terminal would obey, is kept in its escaped form,
+        # and one that no index can hold by its beginning and its digest.
+        key = key.encode("unicode_escape").decode("ascii")
+        if len(key) > LONGEST_FIELD:
+            key = f"{key[:LONGEST_FIELD]}… {hashlib.sha256(key.encode()).hexdigest()}"
+    return ListedObject(key, listed.etag, listed.size, listed.modified, label, sub_label, problem)
 
 
 def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
@@ -160,13 +173,11 @@ def read_manifest(key: str, body: bytes) -> list[ManifestEntry]:
     if not rows:
         raise BadManifest(f"{key}: it has no rows: delete it, or fill it")
     entries = [_entry(row, number) for number, row in rows]
-    seen: set[tuple[str, str | None]] = set()
-    unique = []
+    unique: dict[ManifestEntry, ManifestEntry] = {}
     for entry in entries:
-        if entry.problem or (entry.key, entry.label) not in seen:
-            unique.append(entry)
-        seen.add((entry.key, entry.label))
-    return _contradictions_marked(unique)
+        # What is said twice is said once; each bad row is answered.
+        unique.setdefault(entry if entry.problem else replace(entry, row=0), entry)
+    return _contradictions_marked(list(unique.values()))
 
 
 def _csv_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -179,12 +190,13 @@ def _csv_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: JSON allows line separators of other scripts inside its texts.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadManifest(f"{key}: line {number} is not JSON ({error}): mend it") from None
         if not isinstance(row, dict):
             raise BadManifest(f"{key}: line {number} is not an object: write {{...}}")
@@ -196,19 +208,21 @@ def _require_columns(key: str, columns: Any) -> None:
     missing = [name for name in MANIFEST_COLUMNS if name not in columns]
     if missing:
         raise BadManifest(
-            f"{key}: column {', '.join(missing)} is missing; it has {', '.join(columns) or 'none'}:"
-            " add it to the header"
+            f"{key}: column {', '.join(missing)} is missing; it has "
+            f"{presentable(', '.join(columns))[:200] or 'none'}: add it to the header"
         )
 
 
 def _entry(row: dict[str, Any], number: int) -> ManifestEntry:
     problem = None
     clean: dict[str, str] = {}
-    for name in ("key", "label", "sub_label", "origin", "group", "labelled_by", "box"):
+    for name in TEXTS:
         value = row.get(name)
         word = "" if value is None else str(value)
         if problem is None:
             problem = text_problem(name, word)
+        if problem is None and isinstance(value, dict | list | bool) and name != "box":
+            problem = f"{name} is {word[:40]}, which is no text"
         clean[name] = presentable(word)
     if problem is None and (reason := bad_key(clean["key"])):
         problem = f"key: {reason}"
@@ -234,14 +248,23 @@ def text_problem(name: str, word: str) -> str | None:
     """What keeps a text from being stored or shown, if anything does."""
     if len(word) > LONGEST_FIELD:
         return f"{name} has {len(word):,} characters: {LONGEST_FIELD:,} are the most"
-    if any(ord(sign) < 32 or 0xD800 <= ord(sign) <= 0xDFFF or ord(sign) == 127 for sign in word):
-        return f"{name} holds a control character or half a character"
+    if sign := _unseen(word):
+        return f"{name} holds U+{ord(sign):04X}, which nobody sees: delete it"
+    size = len(word.encode())
+    if name not in {"key", "box"} and size > LONGEST_NAME:
+        return f"{name} has {size:,} bytes: {LONGEST_NAME} are the most; shorten it"
     return None
+
+
+def _unseen(word: str) -> str | None:
+    """The first control character, half a character, line break or invisible sign of a text."""
+    kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return next((s for s in word if unicodedata.category(s) in kinds and s not in JOINERS), None)
 
 
 def presentable(word: str) -> str:
     """A text that Postgres can hold and a terminal does not obey, cut to a length to read."""
-    if text_problem("", word) is None:
+    if not _unseen(word[:LONGEST_FIELD]) and len(word.encode(errors="replace")) <= LONGEST_BYTES:
         return word
     escaped = word[:LONGEST_FIELD].encode("unicode_escape", "backslashreplace").decode("ascii")
     return escaped[:LONGEST_FIELD]
@@ -258,16 +281,21 @@ def _box(word: str) -> tuple[float, float, float, float] | None:
 
 
 def _contradictions_marked(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Rows of one file that give one key two labels are all refused: neither can be trusted."""
-    labels: dict[str, set[str | None]] = {}
+    """Rows of one file that describe one key in two ways are all refused: neither can be trusted."""
+    said: dict[str, list[ManifestEntry]] = {}
     for entry in entries:
-        labels.setdefault(entry.key, set()).add(entry.label)
-    marked = []
-    for entry in entries:
-        if entry.problem is None and len(labels[entry.key]) > 1:
-            said = " and ".join(sorted(repr(label) for label in labels[entry.key]))
-            entry = ManifestEntry(  # noqa: PLW2901  (the row as it is stored)
-                **{**entry.__dict__, "problem": f"this manifest labels the key {said}"}
-            )
-        marked.append(entry)
-    return marked
+        said.setdefault(entry.key, []).append(entry)
+    return [
+        entry
+        if entry.problem or len(said[entry.key]) == 1
+        else replace(entry, problem=_contradiction(said[entry.key]))
+        for entry in entries
+    ]
+
+
+def _contradiction(entries: list[ManifestEntry]) -> str:
+    labels = sorted({repr(entry.label) for entry in entries})
+    rows = " and ".join(str(entry.row) for entry in entries[:5])
+    if len(labels) > 1:
+        return f"this manifest labels the key {' and '.join(labels[:5])}: keep one of rows {rows}"
+    return f"rows {rows} of this manifest describe the key in different ways: keep one"

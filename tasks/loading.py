@@ -9,7 +9,6 @@ from pathlib import Path
 
 from infra import settings, storage
 from infra.storage import bad_key
-
 from tasks.progress import progress
 
 

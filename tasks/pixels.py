@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from infra import settings, storage
 from infra.storage import StorageError
+from tasks.progress import progress
 from vision.images import examine
 from vision.pixels import PixelCache, Pixels
 from vision.plan import Geometry
-
-from tasks.progress import progress
 
 
 class MissingImages(RuntimeError):

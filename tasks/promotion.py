@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from sqlalchemy.orm import Session
 
@@ -9,12 +11,15 @@ from infra import database
 from records import benchmark, deployments, evaluations, runs, versions
 from records.benchmark import BenchmarkRow
 from records.deployments import NotDeployable
-from vision.gate import Evidence, Limits, Verdict
-from vision.gate import judge as decide
-
+from records.evaluations import EvaluationRow
+from vision.answers import Answers, BadAnswers
 from tasks import checkpoints
 from tasks.evaluation import answer, told
 from tasks.step import reading, timed
+from vision.gate import Evidence, Limits, Verdict
+from vision.gate import judge as decide
+
+log = logging.getLogger("regraft")
 
 # How far an answer repeated at deployment may lie from the recorded one.
 REPEAT_TOLERANCE = 1e-3
@@ -72,16 +77,30 @@ def evidence(session: Session, version_id: int, frozen: BenchmarkRow) -> Evidenc
         benchmark_images=frozenset(
             one.sha256 for one in benchmark.members(session, frozen.version)
         ),
-        benchmark=(
-            evaluations.answers(session, on_benchmark.id, names) if on_benchmark else None
-        ),
+        benchmark=_answers(session, on_benchmark, names),
         runtime=told(on_benchmark.runtime) if on_benchmark else "",
-        test=evaluations.answers(session, on_test.id, names) if on_test else None,
+        test=_answers(session, on_test, names),
         training_accuracy=version.training_accuracy,
         validation_accuracy=version.validation_accuracy,
         latency_seconds=version.latency_seconds,
         latency_machine=(version.machine or {}).get("processor"),
     )
+
+
+def _answers(
+    session: Session, evaluation: EvaluationRow | None, class_names: list[str]
+) -> Answers | None:
+    """Stored answers, all of them or as good as none: the gate fails what is absent."""
+    if evaluation is None:
+        return None
+    try:
+        answers = evaluations.answers(session, evaluation.id, class_names)
+    except BadAnswers as error:
+        log.warning("evaluation %d cannot be used: %s", evaluation.id, error)
+        return None
+    # Which benchmark images are missing the gate says itself; of others it knows no list.
+    whole = evaluation.subject == "benchmark" or evaluation.images == len(answers or ())
+    return answers if whole else None
 
 
 def _shared_drop(verdict: Verdict) -> float | None:
@@ -106,10 +125,6 @@ def deploy(run_id: int, version_id: int, by: str, why: str) -> None:
         if verdict is None or not verdict.passed:
             raise NotDeployable(f"version {version_id} has no passed verdict: it may not serve")
         _repeat_answers(version_id, verdict.benchmark_version)
-        if verdict.champion_id != (champion.version_id if champion else None):
-            raise NotDeployable(
-                f"the champion changed since version {version_id} was judged: judge it again"
-            )
         with database.connect().transaction() as session:
             deployments.deploy(
                 session,
@@ -128,7 +143,8 @@ def _repeat_answers(version_id: int, benchmark_version: int) -> None:
         recorded = evaluations.find(
             session, version_id, "benchmark", benchmark_version=benchmark_version
         )
-        stored = recorded and evaluations.answers(session, recorded.id, list(loaded.class_names))
+        names = list(loaded.class_names)
+        stored = evaluations.answers(session, recorded.id, names) if recorded else None
         members = benchmark.members(session, benchmark_version)[:REPEATED_IMAGES]
     if stored is None:
         raise NotDeployable(f"version {version_id} has no recorded answers to repeat")
@@ -139,10 +155,11 @@ def _repeat_answers(version_id: int, benchmark_version: int) -> None:
         images,
         [one.class_name for one in members],
     )
-    before = stored.only(images)
-    place = {sha256: row for row, sha256 in enumerate(before.images)}
-    rows = [place[sha256] for sha256 in again.images]
-    apart = np.abs(before.label_confidence[rows] - again.label_confidence).max(initial=0.0)
+    try:
+        before = stored.only(images)
+    except BadAnswers as error:
+        raise NotDeployable(f"version {version_id} cannot repeat its answers: {error}") from None
+    apart = np.abs(before.label_confidence - again.label_confidence).max(initial=0.0)
     # Written so that a NaN is refused too.
     if not apart <= REPEAT_TOLERANCE:
         raise NotDeployable(

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 from infra import database, storage
 from records import runs, snapshots
 from records.snapshots import Chosen, ClassCount
-from vision.plan import Plan
-
 from tasks.step import reading, timed
+from vision.plan import Plan
 
 SCHEMA = pa.schema([("sha256", pa.string()), ("class", pa.string()), ("split", pa.string())])
 ROWS_AT_A_TIME = 10_000

@@ -16,16 +16,15 @@ from torch import nn
 from infra import database, settings, storage
 from records import library, runs, versions
 from records.versions import EpochRow
-from vision import network as networks
-from vision.fitting import BadExamples, Diverged, Epoch, Examples, Fitted, fit
-from vision.plan import BadPlan, Plan
-from vision.pixels import Pixels
-from vision.prediction import predict
-
 from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
 from tasks.snapshot import Listed
 from tasks.step import reading, timed, training
+from vision import network as networks
+from vision.fitting import BadExamples, Diverged, Epoch, Examples, Fitted, fit
+from vision.pixels import Pixels
+from vision.plan import BadPlan, Plan
+from vision.prediction import predict
 
 # The training accuracy that the gate compares with validation is measured without augmentation,
 # on at most this many training images.
@@ -71,13 +70,15 @@ def train_version(run_id: int, version_id: int) -> None:
     listed = snapshot.read(version.snapshot_digest)
     with timed(run_id, "train") as facts:
         held = _pixels_of(listed, plan)
-        network, resolved = _start(plan, version.parent_id, listed.class_names)
         workdir = settings.load().state_dir / "training" / f"version-{version_id}"
         try:
-            fitted = _fit(version_id, network, resolved, listed, held, workdir)
+            network, resolved = _start(plan, version.parent_id, listed.class_names)
+            fitted = _fit(run_id, version_id, network, resolved, listed, held, workdir)
         except (Diverged, BadPlan, BadExamples) as error:
             with database.connect().transaction() as session:
+                runs.fence(session, run_id)
                 versions.failed(session, version_id, str(error))
+            shutil.rmtree(workdir, ignore_errors=True)
             raise
         facts.update(images=len(listed.images["train"]), epochs=len(fitted.epochs))
     with timed(run_id, "keep checkpoint"):
@@ -120,6 +121,7 @@ def _local_weights(weights: str | None) -> str | None:
 
 
 def _fit(
+    run_id: int,
     version_id: int,
     network: nn.Module,
     plan: Plan,
@@ -129,6 +131,7 @@ def _fit(
 ) -> Fitted:
     def keep(epoch: Epoch) -> None:
         with database.connect().transaction() as session:
+            runs.fence(session, run_id)
             versions.add_epoch(session, version_id, EpochRow(**dataclasses.asdict(epoch)))
 
     with progress("train, in steps", None) as advance:

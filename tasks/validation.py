@@ -9,8 +9,6 @@ from typing import Any
 from infra import database
 from records import deployments, evaluations, library, runs, versions
 from records.library import Accepted, Refused
-from vision.plan import Plan
-
 from tasks import checkpoints, expectations
 from tasks.evaluation import answer
 from tasks.expectations import Candidate, Rules, Summary, Validation

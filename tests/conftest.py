@@ -126,8 +126,10 @@ def empty_and_delete(storage: Storage) -> None:
     client = storage._client
     keys = [found.key for found in storage.list()]
     for start in range(0, len(keys), 1000):
-        batch = [{"Key": key} for key in keys[start : start + 1000]]
-        client.delete_objects(Bucket=storage.bucket, Delete={"Objects": batch, "Quiet": True})
+        batch = keys[start : start + 1000]
+        client.delete_objects(
+            Bucket=storage.bucket, Delete={"Objects": [{"Key": key} for key in batch]}
+        )
     client.delete_bucket(Bucket=storage.bucket)
 
 

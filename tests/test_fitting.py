@@ -206,7 +206,7 @@ def test_a_damaged_state_is_trained_again(
     path = tmp_path / "resume.safetensors"
     body = bytearray(path.read_bytes())
     body[-9] ^= 64
-    path.write_bytes({"cut": body[:1000], "flipped": body, "empty": b""}[damage])
+    path.write_bytes({"cut": bytes(body[:1000]), "flipped": bytes(body), "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
         assert trained(plan, tmp_path) == whole
     assert "is damaged" in caplog.text

@@ -41,6 +41,7 @@ from vision.prediction import (
     Gatherable,
     ahead,
     autocast,
+    bfloat16_for_answers,
     device_named,
     logits,
     on_device,
@@ -598,7 +599,7 @@ def _halve(setting: Setting, count: int) -> None:
 
 
 def _validate(setting: Setting) -> tuple[float, float]:
-    """Mean loss and accuracy on the validation images."""
+    """Mean loss and accuracy on the validation images, as precise as `predict` answers."""
     examples = setting.validation
     targets = torch.tensor(
         [setting.targets[label] for label in examples.labels], device=setting.device
@@ -607,7 +608,8 @@ def _validate(setting: Setting) -> tuple[float, float]:
     right = torch.zeros((), dtype=torch.long, device=setting.device)
     for rows, outputs in logits(
         setting.network, examples.pixels, examples.images, setting.plan, setting.device,
-        VALIDATION_BATCH, setting.bfloat16, setting.channels_last,
+        VALIDATION_BATCH, bfloat16_for_answers(setting.plan, setting.device),
+        setting.channels_last,
     ):
         loss += functional.cross_entropy(outputs, targets[rows], reduction="sum").double()
         right += (outputs.argmax(dim=1) == targets[rows]).sum()

@@ -400,7 +400,7 @@ def _hashes(luma: Image.Image) -> tuple[int | None, int | None]:
     """imagehash.dhash of the picture and of its mirror image, from one reduction of the pixels."""
     if min(luma.size) < SMALLEST_HASHED_SIDE:
         return None, None
-    import imagehash  # noqa: PLC0415 (a bare GPU machine lacks it, and does not hash)
+    import imagehash
 
     # What imagehash itself would reduce the picture to; a second call leaves this size alone.
     cells = luma.resize((9, 8), Image.Resampling.LANCZOS)

@@ -1,0 +1,243 @@
+"""Whole small worlds for the tests that break things: a database, a bucket and a state folder.
+
+Nights are played once and kept; each test works on a clone, in this process (`inside`) or in one
+of its own that it may kill (`begin_night`).
+"""
+
+import functools
+import multiprocessing
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import nights
+import pictures
+import psycopg2
+from psycopg2 import sql
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+import infra.database
+import infra.storage
+from flows.nightly import Outcome, nightly
+from infra.database import Database
+from infra.embedded import Addresses
+from infra.storage import Gone, Storage
+from tasks import benchmark
+from tasks.benchmark import BENCHMARK
+from tasks.loading import load_folder
+from vision.gate import Limits
+from vision.plan import Plan
+
+OLD_CLASSES = ("circle", "cross", "square")
+NEW_CLASS = "ring"
+BROKEN = "labelled/circle/broken.png"
+
+FIRST_PLAN = replace(nights.TINY_PLAN, epochs=10, batch_size=8)
+SECOND_PLAN = replace(FIRST_PLAN, recipe="all", epochs=3, learning_rate=1e-3)
+
+# A few dozen pictures prove no accuracy. These limits keep every check that tells whether figures
+# may be compared at all, and none that a lucky or unlucky picture would decide.
+LIMITS = Limits(
+    margin=1, significance=1e-6, veto_recall=1, new_class_floor=0, chance_times=1,
+    calibration_bound=1, calibration_worse=1, gap_bound=1, latency_seconds=60, latency_times=1000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class World:
+    """Where one story plays."""
+
+    services: Addresses
+    url: str
+    bucket: str
+    folder: Path
+
+    @property
+    def database(self) -> Database:
+        """A database object of the caller's own; dispose of its engine, or a clone waits."""
+        return Database(self.url)
+
+    @property
+    def storage(self) -> Storage:
+        """The bucket."""
+        found = self.services
+        return Storage(found.s3_endpoint, self.bucket, found.s3_access_key, found.s3_secret_key)
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to live in this world."""
+        return {
+            "REGRAFT_DATABASE_URL": self.url,
+            "REGRAFT_S3_ENDPOINT": self.services.s3_endpoint,
+            "REGRAFT_S3_BUCKET": self.bucket,
+            "REGRAFT_S3_ACCESS_KEY": self.services.s3_access_key or "",
+            "REGRAFT_S3_SECRET_KEY": self.services.s3_secret_key or "",
+            # Of its own: a training left half done by one twin must not help the other.
+            "REGRAFT_STATE_DIR": str(self.folder),
+            "REGRAFT_DEVICE": "cpu",
+        }
+
+    def ask(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        """The rows of one query."""
+        database = self.database
+        try:
+            with database.transaction() as session:
+                return [tuple(row) for row in session.execute(text(query), values)]
+        finally:
+            database.engine.dispose()
+
+    def act(self, *statements: str, **values: Any) -> None:
+        """Run statements in one transaction, as somebody with every right might."""
+        database = self.database
+        try:
+            with database.transaction() as session:
+                for statement in statements:
+                    session.execute(text(statement), values)
+        finally:
+            database.engine.dispose()
+
+
+def _administer(services: Addresses, statement: str, *names: str) -> None:
+    url = make_url(services.database_url).set(drivername="postgresql", database="postgres")
+    with closing(psycopg2.connect(url.render_as_string(hide_password=False))) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+def make(services: Addresses, template: str) -> World:
+    """A world whose database is a copy of this one, with an empty bucket."""
+    name = f"world-{uuid.uuid4().hex}"
+    _administer(services, "CREATE DATABASE {} TEMPLATE {}", name, template)
+    url = make_url(services.database_url).set(database=name)
+    folder = Path(tempfile.mkdtemp(prefix="regraft-world-"))
+    world = World(services, url.render_as_string(hide_password=False), name, folder)
+    world.storage.ensure_bucket()
+    return world
+
+
+def clone(world: World) -> World:
+    """A twin with the same rows and objects, and nothing of the state folder."""
+    twin = make(world.services, world.bucket)  # the database has the bucket's name
+    old, new = world.storage, twin.storage
+    for one in old.list():
+        new.write(one.key, old.read(one.key))
+    twin.act("UPDATE objects SET bucket = :bucket", bucket=twin.bucket)
+    return twin
+
+
+def drop(world: World) -> None:
+    """End a world."""
+    storage = world.storage
+    for one in list(storage.list()):
+        storage.delete(one.key)
+    with suppress(Gone):
+        storage._client.delete_bucket(Bucket=world.bucket)
+    _administer(world.services, "DROP DATABASE {} WITH (FORCE)", world.bucket)
+    shutil.rmtree(world.folder)
+
+
+@contextmanager
+def twin(world: World) -> Iterator[World]:
+    """A clone for the block, entered."""
+    found = clone(world)
+    try:
+        with inside(found):
+            yield found
+    finally:
+        drop(found)
+
+
+@contextmanager
+def inside(world: World) -> Iterator[World]:
+    """Let `database.connect()` and all the rest mean this world."""
+    before = dict(os.environ)
+    os.environ.update(world.environment())
+    _forget()
+    try:
+        yield world
+    finally:
+        _forget()
+        for name in world.environment():
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _forget() -> None:
+    if infra.database.connect.cache_info().currsize:
+        infra.database.connect().engine.dispose()
+    infra.database.connect.cache_clear()
+    infra.storage.connect.cache_clear()
+
+
+# --- the story ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Story:
+    """The same world at three moments; read them, and change only clones.
+
+    fresh: benchmark frozen, images uploaded, no night yet. waiting: version 1 serves; more images,
+    a new class, a broken file and a grown benchmark wait. done: the second night ended.
+    """
+
+    fresh: World
+    waiting: World
+    done: World
+    first: Outcome
+    second: Outcome
+
+
+@functools.cache
+def story(services: Addresses, template: str) -> Story:
+    """Play two undisturbed nights, once for all tests; wants a Prefect server."""
+    fresh = make(services, template)
+    with tempfile.TemporaryDirectory() as scratch, inside(fresh):
+        nights.tiny_library(Path(scratch), OLD_CLASSES)
+    waiting = clone(fresh)
+    with tempfile.TemporaryDirectory() as scratch, inside(waiting):
+        first = nightly(plan=FIRST_PLAN, limits=LIMITS)
+        messy = nights.draw(Path(scratch) / "messy", (NEW_CLASS,), 6, seed=1000)
+        load_folder(messy, BENCHMARK)
+        benchmark.grow("a test", f"{NEW_CLASS} is new")
+        nights.more_images(Path(scratch), (*OLD_CLASSES, NEW_CLASS), seed=100)
+        waiting.storage.write(BROKEN, pictures.UNREADABLE[4][1]())
+    done = clone(waiting)
+    with inside(done):
+        second = nightly(plan=SECOND_PLAN, limits=LIMITS)
+    return Story(fresh, waiting, done, first, second)
+
+
+# --- nights in a process of their own ---------------------------------------------------------
+
+
+@functools.cache
+def _processes() -> multiprocessing.context.ForkServerContext:
+    """Processes forked from one that has done the imports, which take longer than a night."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flows.nightly", "great_expectations", "worlds"])
+    return context
+
+
+def begin_night(
+    world: World, plan: Plan = SECOND_PLAN, limits: Limits = LIMITS
+) -> ForkServerProcess:
+    """Start a real night in a process of its own; join it, or kill it."""
+    environment = world.environment() | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
+    process = _processes().Process(target=_night, args=(environment, plan, limits))
+    process.start()
+    return process
+
+
+def _night(environment: dict[str, str], plan: Plan, limits: Limits) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    os.environ.update(environment)
+    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+        nightly(plan=plan, limits=limits)
