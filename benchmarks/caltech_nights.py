@@ -73,6 +73,7 @@ def main() -> None:
     state.chmod(0o755)
     os.environ["REGRAFT_STATE_DIR"] = str(state)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from infra import embedded, settings
 
     try:
@@ -105,7 +106,7 @@ def play(data: Path, model: str, size: int, epochs: tuple[int, ...]) -> list[Tol
         image_size=size,
         epochs=epochs[0],
         learning_rate=2e-3,
-        backbone_learning_rate=2e-4,
+        backbone_learning_rate=3e-4,
         batch_norm="eval",
         cutoff=20,
         augmentation=Augmentation(rotation=5.0),
@@ -172,7 +173,8 @@ def logistic_regression(facts: dict[str, Any]) -> dict[str, Any]:
     listed = snapshot.read(facts["version"]["snapshot_digest"])
     started = time.perf_counter()
     network = networks.build(plan, listed.class_names).eval()
-    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in networks.normalisation(network, plan))
+    colours = networks.normalisation(network, plan)
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in colours)
 
     def features(split: str) -> npt.NDArray[np.float32]:
         images = listed.images[split]
@@ -183,8 +185,8 @@ def logistic_regression(facts: dict[str, Any]) -> dict[str, Any]:
             stored = np.ascontiguousarray(held.gather(images[start : start + 64]))
             batch = centre(torch.from_numpy(stored).permute(0, 3, 1, 2), plan.image_size)
             with torch.inference_mode():
-                whole = network.forward_features((batch - mean) / std)  # type: ignore[operator]
-                parts.append(network.forward_head(whole, pre_logits=True).numpy())  # type: ignore[operator]
+                whole = network.forward_features((batch - mean) / std)
+                parts.append(network.forward_head(whole, pre_logits=True).numpy())
         return np.concatenate(parts)
 
     scaled = StandardScaler()

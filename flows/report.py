@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 
 from prefect import get_client
@@ -14,10 +15,12 @@ from sqlalchemy.orm import Session
 from infra import database
 from records import benchmark, deployments, evaluations, library, runs, snapshots, versions
 from records.evaluations import EvaluationRow
+from tasks.progress import courtesy
 
 log = logging.getLogger("regraft")
 
 MOST_CLASSES = 15  # classes named in one list; the rest is counted
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>!|~#&])")
 
 
 def run_name() -> str:
@@ -35,8 +38,8 @@ def name_run(version_id: int) -> None:
     running = FlowRunContext.get()
     if running is None or running.flow_run is None:
         return
-    with get_client(sync_client=True) as client:
-        name = f"{running.flow_run.name} · version {version_id}"
+    name = f"{running.flow_run.name} · version {version_id}"
+    with courtesy("name the flow run"), get_client(sync_client=True) as client:
         client.update_flow_run(running.flow_run.id, name=name)
 
 
@@ -62,23 +65,25 @@ def publish(run_id: int, state: str, reason: str, version_id: int | None) -> Non
         text = markdown(session, run_id, state, reason, version_id)
         judged = deployments.verdict(session, version_id) if version_id else None
         checks = deployments.checks(session, judged.id) if judged else []
-    create_markdown_artifact(text, key="nightly-report", description="What this night did and why")
-    if checks:
-        create_table_artifact(
-            [
-                {"check": one.name, "verdict": one.verdict, "why": one.sentence}
-                for one in checks
-            ],
-            key="gate-checks",
-            description=f"The gate on version {version_id}",
+    # The night is decided: a Prefect that is away now must not make it look failed.
+    with courtesy("publish the report"):
+        create_markdown_artifact(
+            text, key="nightly-report", description="What this night did and why"
         )
+        if checks:
+            create_table_artifact(
+                [
+                    {"check": one.name, "verdict": one.verdict, "why": one.sentence}
+                    for one in checks
+                ],
+                key="gate-checks",
+                description=f"The gate on version {version_id}",
+            )
 
 
-def markdown(
-    session: Session, run_id: int, state: str, reason: str, version_id: int | None
-) -> str:
+def markdown(session: Session, run_id: int, state: str, reason: str, version_id: int | None) -> str:
     """The whole report of one run."""
-    lines = [f"# Run {run_id}: {state}", "", reason, ""]
+    lines = [f"# Run {run_id}: {state}", "", _inert(reason), ""]
     lines += _library(session)
     if version_id is not None:
         lines += _version(session, version_id)
@@ -99,7 +104,7 @@ def _library(session: Session) -> list[str]:
         batch = newest[0]
         lines.append(f"Batch {batch.id} ({batch.state}) brought {batch.images} new images.")
         for name, count, example in library.quarantine_reasons(session, batch.id):
-            lines.append(f"- {count} × {_inert(name)}: {_inert(example)}")
+            lines.append(f"- {count} of {_inert(name)}: {_inert(example)}")
     return [*lines, ""]
 
 
@@ -135,7 +140,9 @@ def _version(session: Session, version_id: int) -> list[str]:
     counts = snapshots.class_counts(session, version.snapshot_digest)
     short = sorted((one for one in counts if one.lacks), key=lambda one: one.lacks)
     if short:
-        named = ", ".join(f"{_inert(one.class_name)} lacks {one.lacks}" for one in short[:MOST_CLASSES])
+        named = ", ".join(
+            f"{_inert(one.class_name)} lacks {one.lacks}" for one in short[:MOST_CLASSES]
+        )
         rest = f" and {len(short) - MOST_CLASSES} more" if len(short) > MOST_CLASSES else ""
         lines += ["", f"Under the cutoff: {named}{rest}."]
     return [*lines, ""]
@@ -156,4 +163,4 @@ def _evaluation(row: EvaluationRow) -> str:
 
 def _inert(text: str) -> str:
     """Text from keys and labels, so that a table or page shows it and does not obey it."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.splitlines()))

@@ -61,14 +61,25 @@ class Member:
 
 
 def current(session: Session) -> BenchmarkRow:
-    """The newest benchmark version; raises `NoBenchmark` when nothing was ever frozen."""
+    """The newest benchmark version.
+
+    Raises `NoBenchmark` when nothing was ever frozen, and `BadBenchmark` when its images are no
+    longer those that were frozen: triggers refuse that, a restored or edited database may not.
+    """
     rows = listed(session)
     if not rows:
         raise NoBenchmark(
             "no benchmark is frozen, so no version can be judged: "
             "`regraft benchmark freeze FOLDER --by NAME --why TEXT`"
         )
-    return rows[0]
+    newest = rows[0]
+    digest = digest_of(members(session, newest.version))
+    if digest != newest.digest:
+        raise BadBenchmark(
+            f"benchmark version {newest.version} has the digest {digest[:12]}… and was frozen as "
+            f"{newest.digest[:12]}…: its rows were changed; restore the database from a backup"
+        )
+    return newest
 
 
 def listed(session: Session) -> list[BenchmarkRow]:

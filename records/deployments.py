@@ -214,6 +214,6 @@ def _refuse_stale(session: Session, version_id: int, verdict_id: int) -> None:
         )
     if on != newest:
         raise NotDeployable(
-            f"version {version_id} was judged on benchmark version {on}, and {newest} is the newest "
-            "now: judge it again"
+            f"version {version_id} was judged on benchmark version {on}, and the newest is "
+            f"{newest} now: judge it again"
         )

@@ -209,8 +209,8 @@ def answers(session: Session, evaluation_id: int, class_names: list[str]) -> Ans
     unknown = {name for row in rows for name in row[3]} - set(column)
     if unknown:
         raise BadAnswers(
-            f"evaluation {evaluation_id} answers {min(unknown)!r}, which its version does not know: "
-            "evaluate again"
+            f"evaluation {evaluation_id} answers {min(unknown)!r}, which its version does not "
+            "know: evaluate again"
         )
     return Answers(
         images=tuple(row[0] for row in rows),

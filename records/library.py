@@ -34,6 +34,10 @@ class ClassVanished(RuntimeError):
     """A class that the champion serves has no object left in S3."""
 
 
+class BenchmarkGrew(RuntimeError):
+    """The benchmark took in an image of a batch while that was being judged."""
+
+
 class UnknownBatch(LookupError):
     """No such batch, or it is in a state that the act does not fit."""
 
@@ -183,7 +187,8 @@ def record_listing(
     The listing is streamed through COPY, so memory stays flat. What is new becomes `pending`
     in the batch when its label is known (from its key or from a manifest row) or its key is
     refused; an object without any label waits without a batch. What is no longer listed gets
-    `gone_at`, what is listed again loses it.
+    `gone_at`; what is listed again loses it and, had it been accepted, is judged again if its
+    bytes may have carried another label meanwhile.
     """
     session.execute(
         text(
@@ -225,6 +230,23 @@ def record_listing(
         ),
         parameters,
     ).rowcount  # type: ignore[attr-defined]
+    session.execute(
+        text(
+            """
+            UPDATE objects o SET state = 'pending', batch_id = NULL FROM listing l
+            WHERE o.bucket = :bucket AND o.gone_at IS NOT NULL AND o.state = 'accepted'
+              AND l.key = o.key AND l.etag = o.etag
+              AND (EXISTS (SELECT 1 FROM images i
+                           WHERE i.sha256 = o.sha256 AND i.withdrawn_at IS NOT NULL)
+                   -- another copy has spoken for the image until now
+                   OR EXISTS (SELECT 1 FROM objects p
+                              WHERE p.sha256 = o.sha256 AND p.id <> o.id
+                                AND p.state = 'accepted'
+                                AND (p.gone_at IS NULL OR p.gone_at = now())))
+            """
+        ),
+        parameters,
+    )
     returned = session.execute(
         text(
             """
@@ -277,9 +299,11 @@ def _reconsider_mended(session: Session, parameters: Mapping[str, Any]) -> None:
                             AND m.key = o.key)
                     AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.object_id = o.id
                                     AND q.expectation <> ALL(:mended)))
-                OR EXISTS (SELECT 1 FROM quarantine q JOIN objects other
-                             ON other.sha256 = o.sha256 AND other.gone_at > q.created_at
-                           WHERE q.object_id = o.id AND q.expectation = 'one_label'))
+                OR (EXISTS (SELECT 1 FROM quarantine q
+                            WHERE q.object_id = o.id AND q.expectation = 'one_label')
+                    -- now() is the time of this transaction: those this very listing missed
+                    AND EXISTS (SELECT 1 FROM objects other
+                                WHERE other.sha256 = o.sha256 AND other.gone_at = now())))
             """
         ),
         {**parameters, "mended": list(MENDED_BY_MANIFEST)},
@@ -302,22 +326,21 @@ def _reconsider_mended(session: Session, parameters: Mapping[str, Any]) -> None:
 def refuse_vanished_classes(session: Session, served: Iterable[str]) -> None:
     """Raise `ClassVanished` when a served class had accepted objects and now has none.
 
-    Deleting a few images is housekeeping; a whole class gone is far more often a wrong prefix
-    or a broken sync, and a network trained without it would forget it.
+    Deleting a few images is housekeeping; a whole class gone, or renamed, is far more often a
+    wrong prefix or a broken sync, and a network trained without it would forget it.
     """
     rows = session.execute(
         text(
             """
             SELECT c.name, count(*) FROM objects o
             JOIN images i ON i.sha256 = o.sha256 JOIN classes c ON c.id = i.class_id
-            WHERE o.state = 'accepted' AND c.name = ANY(:served)
+            WHERE o.state <> 'quarantined' AND c.name = ANY(:served)
             GROUP BY c.name HAVING count(*) FILTER (WHERE o.gone_at IS NULL) = 0
             ORDER BY c.name
             """
         ),
         {"served": list(served)},
     ).all()
-    # A folder that was renamed as a whole still has its images under the new name.
     if rows:
         names = ", ".join(f"{name!r} ({count})" for name, count in rows[:5])
         raise ClassVanished(
@@ -404,24 +427,27 @@ def drop_gone(session: Session, batch_id: int) -> int:
     return result.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
-_NEAR_BENCHMARK = " UNION ".join(
-    f"""
-    SELECT n.id, b.key, b.source_key
-    FROM newcomers n JOIN benchmark_images b
-      ON {_BAND.format(alias="b", column="dhash", shift=shift)}
-       = {_BAND.format(alias="n", column=column, shift=shift)}
-    WHERE bit_count((b.dhash # n.{column})::bit(64)) <= {NEAR_BITS}
-    """  # noqa: S608  (constants of this module)
-    for column in ("dhash", "dhash_mirror")
-    for shift in (48, 32, 16, 0)
-)
+def _near_benchmark(table: str, identity: str) -> str:
+    """SQL for (identity, key) of images in a table that nearly repeat a benchmark image."""
+    return " UNION ".join(
+        f"""
+        SELECT n.{identity}, b.source_key
+        FROM {table} n JOIN benchmark_images b
+          ON {_BAND.format(alias="b", column="dhash", shift=shift)}
+           = {_BAND.format(alias="n", column=column, shift=shift)}
+        WHERE bit_count((b.dhash # n.{column})::bit(64)) <= {NEAR_BITS}
+        """  # noqa: S608  (constants of this module)
+        for column in ("dhash", "dhash_mirror")
+        for shift in (48, 32, 16, 0)
+    )
 
 
 def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
     """One row for each newcomer of the batch, with everything that validation asks about.
 
-    Objects come with the newest manifest row of their key; manifest rows that name no object
-    come alone, with `has_object` false.
+    Objects come with the newest manifest row of their key. Manifest rows of the batch that name
+    no object, or cannot be used, come alone; those that change the label of an image which is in
+    the library already come with that image and with `relabels`, the number of its object.
     """
     session.execute(text("DROP TABLE IF EXISTS newcomers"))
     session.execute(
@@ -440,15 +466,14 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
             f"""
             WITH said AS (
                 SELECT DISTINCT ON (m.key) m.* FROM manifest_rows m
-                WHERE m.problem IS NULL AND m.key IN (
-                    SELECT o.key FROM objects o WHERE o.batch_id = :batch)
+                WHERE m.key IN (SELECT o.key FROM objects o WHERE o.batch_id = :batch)
                 ORDER BY m.key, m.manifest_id DESC, m.row DESC
-            ), near AS ({_NEAR_BENCHMARK})
+            ), near AS ({_near_benchmark("newcomers", "id")})
             SELECT o.id AS object_id, NULL::bigint AS manifest_row_id, o.key, o.sha256, o.facts,
                    o.label AS folder_label, o.sub_label AS folder_sub_label,
                    m.id IS NOT NULL AS in_manifest, m.label AS manifest_label,
                    m.sub_label AS manifest_sub_label, m.origin, m.group_name, m.labelled_by,
-                   m.box, NULL::text AS row_problem,
+                   m.box, m.problem AS row_problem, NULL::bigint AS relabels,
                    b.sha256 IS NOT NULL AS in_benchmark,
                    (SELECT min(near.source_key) FROM near WHERE near.id = o.id) AS near_benchmark,
                    c.name AS library_label,
@@ -465,7 +490,34 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
         ),
         {"batch": batch_id},
     )
-    rows = [dict(row._mapping) for row in objects]
+    relabelled = session.execute(
+        text(
+            """
+            WITH said AS (
+                SELECT DISTINCT ON (m.key) m.* FROM manifest_rows m
+                WHERE m.key IN (SELECT key FROM manifest_rows WHERE batch_id = :batch)
+                ORDER BY m.key, m.manifest_id DESC, m.row DESC
+            )
+            SELECT NULL::bigint AS object_id, m.id AS manifest_row_id, o.key, o.sha256, o.facts,
+                   o.label AS folder_label, o.sub_label AS folder_sub_label,
+                   true AS in_manifest, m.label AS manifest_label,
+                   m.sub_label AS manifest_sub_label, m.origin, m.group_name, m.labelled_by,
+                   m.box, NULL::text AS row_problem, o.id AS relabels, false AS in_benchmark,
+                   NULL::text AS near_benchmark, c.name AS library_label,
+                   EXISTS (SELECT 1 FROM objects p WHERE p.sha256 = o.sha256 AND p.id <> o.id
+                           AND p.state = 'accepted' AND p.gone_at IS NULL
+                           AND p.key NOT IN (SELECT key FROM said)) AS library_live
+            FROM said m
+            JOIN objects o ON o.key = m.key AND o.state = 'accepted' AND o.gone_at IS NULL
+            JOIN images i ON i.sha256 = o.sha256 AND i.withdrawn_at IS NULL
+            JOIN classes c ON c.id = i.class_id
+            WHERE m.batch_id = :batch AND m.problem IS NULL
+              AND (m.label <> c.name OR m.sub_label NOT IN ('', i.sub_class))
+            ORDER BY m.key
+            """
+        ),
+        {"batch": batch_id},
+    )
     alone = session.execute(
         text(
             """
@@ -473,17 +525,22 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
                    NULL::jsonb AS facts, NULL AS folder_label, '' AS folder_sub_label,
                    true AS in_manifest, m.label AS manifest_label,
                    m.sub_label AS manifest_sub_label, m.origin, m.group_name, m.labelled_by,
-                   m.box, m.problem AS row_problem, false AS in_benchmark,
-                   NULL AS near_benchmark, NULL AS library_label, false AS library_live
+                   m.box, m.problem AS row_problem, NULL::bigint AS relabels,
+                   false AS in_benchmark, NULL AS near_benchmark, NULL AS library_label,
+                   false AS library_live
             FROM manifest_rows m
-            WHERE m.batch_id = :batch AND (m.problem IS NOT NULL OR NOT EXISTS (
-                SELECT 1 FROM objects o WHERE o.key = m.key AND o.gone_at IS NULL))
+            WHERE m.batch_id = :batch AND CASE WHEN m.problem IS NULL
+                THEN NOT EXISTS (
+                    SELECT 1 FROM objects o WHERE o.key = m.key AND o.gone_at IS NULL)
+                -- An object of this batch is refused with its row: one thing, one line.
+                ELSE NOT EXISTS (SELECT 1 FROM objects o WHERE o.key = m.key
+                                 AND o.batch_id = :batch AND o.state = 'pending') END
             ORDER BY m.manifest_id, m.row
             """
         ),
         {"batch": batch_id},
     )
-    return rows + [dict(row._mapping) for row in alone]
+    return [dict(row._mapping) for found in (objects, relabelled, alone) for row in found]
 
 
 def class_names(session: Session) -> set[str]:
@@ -562,6 +619,7 @@ class Accepted:
     group_name: str | None
     labelled_by: str
     facts: Mapping[str, Any]
+    relabels: bool = False  # it is in the library already, and a manifest renames it
 
 
 def accept_batch(
@@ -570,7 +628,9 @@ def accept_batch(
     """Take the newcomers into the library, each image with its split; answers how many are new.
 
     One transaction, a pure function of the rows: the order in which S3 listed or threads fetched
-    has no part in it. Takes the leak lock, so that no benchmark image slips in beside it.
+    has no part in it. Takes the leak lock, so that no benchmark image slips in beside it. Raises
+    `BenchmarkGrew` when one did since validation, and `UnknownBatch` when the batch was decided
+    on meanwhile.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))
     class_ids = _classes(session, batch_id, {one.label for one in accepted})
@@ -580,8 +640,10 @@ def accept_batch(
         first.setdefault(one.sha256, one)  # a thousand copies of one image count once
     for sha256, one in first.items():
         if sha256 in known:
-            _welcome_back(session, run_id, one, known[sha256], class_ids[one.label])
+            _welcome_back(session, run_id, batch_id, one, known[sha256], class_ids[one.label])
     fresh = [one for sha256, one in first.items() if sha256 not in known]
+    _load_newcomers(session, fresh)
+    _refuse_leaks(session)
     placed = _places(session, fresh, class_ids)
     columns = [
         "sha256", "class_id", "sub_class", "origin", "group_name", "split", "sequence", "width",
@@ -615,54 +677,79 @@ def accept_batch(
         text("UPDATE objects SET state = 'accepted' WHERE id = ANY(:ids)"),
         {"ids": [one.object_id for one in accepted]},
     )
-    session.execute(
-        update(Batch).where(Batch.id == batch_id).values(state="accepted", ended_at=func.now())
-    )
+    closed = session.execute(
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.state == "open")
+        .values(state="accepted", ended_at=func.now())
+    ).rowcount  # type: ignore[attr-defined]
+    if not closed and accepted:
+        raise UnknownBatch(f"batch {batch_id} was reverted while it was judged: start a new run")
     return len(fresh)
 
 
+def _refuse_leaks(session: Session) -> None:
+    """Refuse what the benchmark has come to hold since the batch was compared with it."""
+    exact = "SELECT n.sha256, b.source_key FROM fresh n JOIN benchmark_images b USING (sha256)"
+    near = f"{exact} UNION {_near_benchmark('fresh', 'sha256')}"
+    found = session.execute(text(near)).first()
+    if found:
+        raise BenchmarkGrew(
+            f"{found.source_key} came into the benchmark while image {found.sha256[:12]}… of this "
+            "batch, which it repeats, was judged: run again, and that image is refused"
+        )
+
+
 def _classes(session: Session, batch_id: int, names: set[str]) -> dict[str, int]:
-    known = dict(session.execute(select(Class.name, Class.id).where(Class.name.in_(names))).all())
+    rows = session.execute(select(Class.name, Class.id).where(Class.name.in_(names)))
+    known = {name: number for name, number in rows}  # noqa: C416  (dict(Row) is typed less well)
     for name in sorted(names - set(known)):
         statement = insert(Class).values(name=name, batch_id=batch_id).returning(Class.id)
         known[name] = session.execute(statement).scalar_one()
-    return known  # type: ignore[return-value]  # rows are (name, id) pairs
+    return known
 
 
-def _known_images(session: Session, digests: list[str]) -> dict[str, tuple[str, bool]]:
+def _known_images(session: Session, digests: list[str]) -> dict[str, tuple[str, str, bool]]:
     rows = session.execute(
         text(
             """
-            SELECT i.sha256, c.name, i.withdrawn_at IS NOT NULL
+            SELECT i.sha256, c.name, i.sub_class, i.withdrawn_at IS NOT NULL
             FROM images i JOIN classes c ON c.id = i.class_id WHERE i.sha256 = ANY(:digests)
             """
         ),
         {"digests": digests},
     )
-    return {sha256: (name, withdrawn) for sha256, name, withdrawn in rows}
+    return {sha256: (name, sub, withdrawn) for sha256, name, sub, withdrawn in rows}
 
 
 def _welcome_back(
     session: Session,
     run_id: int | None,
+    batch_id: int,
     one: Accepted,
-    known: tuple[str, bool],
+    known: tuple[str, str, bool],
     class_id: int,
 ) -> None:
-    """Log an image seen again under another key: moved to another class, or put back."""
-    old_label, withdrawn = known
-    if old_label == one.label and not withdrawn:
+    """Log an image seen again: moved to another class or sub-class, renamed, or put back."""
+    old_label, old_sub_label, withdrawn = known
+    # A copy in the class's own folder says nothing about the sub-class.
+    same = old_label == one.label and one.sub_label in ("", old_sub_label)
+    if same and not withdrawn:
         return
-    kind = "moved" if old_label != one.label else "returned"
+    kind = "returned" if same else "relabelled" if one.relabels else "moved"
+    sub_label = old_sub_label if same else one.sub_label
     _log_change(session, run_id, one.sha256, kind, old_label, one.label)
     session.execute(
         text(
             """
-            UPDATE images SET class_id = :class, sub_class = :sub, withdrawn_at = NULL,
-                   withdrawn_why = NULL WHERE sha256 = :sha
+            UPDATE images SET class_id = :class, sub_class = :sub,
+                   -- Its place belongs to the class that gave it; its split it keeps.
+                   sequence = CASE WHEN class_id = :class AND sub_class = :sub THEN sequence END,
+                   batch_id = CASE WHEN withdrawn_at IS NULL THEN batch_id ELSE :batch END,
+                   withdrawn_at = NULL, withdrawn_why = NULL
+            WHERE sha256 = :sha
             """
         ),
-        {"class": class_id, "sub": one.sub_label, "sha": one.sha256},
+        {"class": class_id, "sub": sub_label, "batch": batch_id, "sha": one.sha256},
     )
 
 
@@ -711,7 +798,7 @@ def _places(
             sha = leader[sha]
         return sha
 
-    for a, b in _near_newcomers(session, fresh):
+    for a, b in _near_newcomers(session):
         low, high = sorted((find(a), find(b)))
         leader[high] = low
     named: dict[str, str] = {}
@@ -724,7 +811,7 @@ def _places(
     for sha in sorted(by_sha):
         groups[find(sha)].append(by_sha[sha])
 
-    older = _older_neighbours(session, fresh)
+    older = _older_neighbours(session)
     next_number = _next_numbers(session, class_ids)
     placed: dict[str, _Place] = {}
     for head, members in sorted(groups.items()):
@@ -793,9 +880,8 @@ def _load_newcomers(session: Session, fresh: list[Accepted]) -> None:
     session.execute(text("ANALYZE fresh"))
 
 
-def _near_newcomers(session: Session, fresh: list[Accepted]) -> list[tuple[str, str]]:
-    """Pairs of new images that are near each other, mirrored or not."""
-    _load_newcomers(session, fresh)
+def _near_newcomers(session: Session) -> list[tuple[str, str]]:
+    """Pairs of the images in `fresh` that are near each other, mirrored or not."""
     branches = " UNION ".join(
         f"""
         SELECT a.sha256, b.sha256 FROM fresh a JOIN fresh b
@@ -809,7 +895,7 @@ def _near_newcomers(session: Session, fresh: list[Accepted]) -> list[tuple[str, 
     return [(a, b) for a, b in session.execute(text(branches))]
 
 
-def _older_neighbours(session: Session, fresh: list[Accepted]) -> dict[str, list[tuple[str, str]]]:
+def _older_neighbours(session: Session) -> dict[str, list[tuple[str, str]]]:
     """For each new image the (split, group) of library images near it or in its named group.
 
     Hashes are cut into four bands of 16 bits: a pair within 3 bits agrees in at least one band,
@@ -912,7 +998,8 @@ def revert_batch(session: Session, batch_id: int, by: str, why: str) -> int:
     """Withdraw a batch from every later snapshot; answers how many images that takes out.
 
     Its objects go to quarantine with the reason, so that no later night takes them in again;
-    versions that were trained on them stay as they are.
+    versions that were trained on them stay as they are. An image of which another batch brought
+    a copy stays: that copy has its own word for it.
     """
     state = session.scalar(select(Batch.state).where(Batch.id == batch_id).with_for_update())
     if state is None:
@@ -922,12 +1009,30 @@ def revert_batch(session: Session, batch_id: int, by: str, why: str) -> int:
     withdrawn = session.execute(
         text(
             """
-            UPDATE images SET withdrawn_at = now(), withdrawn_why = 'batch reverted'
-            WHERE batch_id = :batch AND withdrawn_at IS NULL
+            UPDATE images i SET withdrawn_at = now(), withdrawn_why = 'batch reverted'
+            WHERE withdrawn_at IS NULL
+              -- It may have come with an older batch, and been moved or put back by this one.
+              AND (batch_id = :batch OR EXISTS (
+                  SELECT 1 FROM objects o WHERE o.batch_id = :batch AND o.sha256 = i.sha256
+                  AND o.state = 'accepted'))
+              AND NOT EXISTS (
+                  SELECT 1 FROM objects o WHERE o.batch_id <> :batch AND o.sha256 = i.sha256
+                  AND o.state = 'accepted' AND o.gone_at IS NULL)
             """
         ),
         {"batch": batch_id},
     ).rowcount  # type: ignore[attr-defined]
+    session.execute(
+        text(
+            """
+            UPDATE images i SET batch_id = (
+                SELECT min(o.batch_id) FROM objects o WHERE o.batch_id <> :batch
+                AND o.sha256 = i.sha256 AND o.state = 'accepted' AND o.gone_at IS NULL)
+            WHERE batch_id = :batch AND withdrawn_at IS NULL
+            """
+        ),
+        {"batch": batch_id},
+    )
     rows = session.execute(
         select(Object.id, Object.key).where(
             Object.batch_id == batch_id, Object.state != "quarantined"
@@ -949,6 +1054,11 @@ def revert_batch(session: Session, batch_id: int, by: str, why: str) -> int:
 
 def reopen_batch(session: Session, batch_id: int, by: str, why: str) -> None:
     """Let a refused batch in by a person's word: the next night takes it past the batch checks."""
+    other = session.scalar(select(Batch.id).where(Batch.state == "open"))
+    if other is not None:
+        raise UnknownBatch(
+            f"batch {other} is still open: let the next night take it in, then accept {batch_id}"
+        )
     changed = session.execute(
         update(Batch)
         .where(Batch.id == batch_id, Batch.state == "refused")
@@ -1074,5 +1184,5 @@ def images_of_batch(session: Session, batch_id: int) -> Iterator[tuple[str, str,
         ),
         {"batch": batch_id},
     )
-    for sha256, name, split in rows:
-        yield sha256, name, split
+    for row in rows:
+        yield row.sha256, row.name, row.split

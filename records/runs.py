@@ -137,6 +137,24 @@ def by_flow_run(session: Session, flow_run_id: str) -> RunRow | None:
 
 
 @dataclass(frozen=True)
+class Process:
+    """Where a run was or is carried out."""
+
+    state: str
+    host: str
+    pid: int
+    ended_at: datetime | None
+
+
+def process_of(session: Session, flow_run_id: str) -> Process | None:
+    """The process behind a Prefect flow run; None when that began no run of ours."""
+    query = select(Run.state, Run.host, Run.pid, Run.ended_at)
+    query = query.where(Run.flow_run_id == flow_run_id).order_by(Run.id.desc())
+    row = session.execute(query).first()
+    return Process(*row) if row else None
+
+
+@dataclass(frozen=True)
 class Judged:
     """The nightly candidate that was judged last, and what it was judged on."""
 

@@ -205,7 +205,11 @@ class ManifestRow(Base):
     """What one row of a manifest says of one object; the newest row of a key speaks."""
 
     __tablename__ = "manifest_rows"
-    __table_args__ = (UniqueConstraint("manifest_id", "row"), Index("ix_manifest_rows_key", "key"))
+    __table_args__ = (
+        shares("box"),
+        UniqueConstraint("manifest_id", "row"),
+        Index("ix_manifest_rows_key", "key"),
+    )
 
     id: Mapped[int] = number()
     manifest_id: Mapped[int] = mapped_column(ForeignKey("manifests.id"))

@@ -184,7 +184,7 @@ class Expected:
 # Which rows an expectation judges. Those left out pass it, so each stage leaves out only what
 # another expectation refuses: a picture that cannot be read has that one reason and no more.
 STAGES: dict[str, Callable[["pd.DataFrame"], "pd.Series[bool]"]] = {
-    "fetchable": lambda frame: frame["key_problem"].isna(),
+    "fetchable": lambda frame: frame["key_problem"].isna() & frame["text_problem"].isna(),
     "fetched": lambda frame: frame["fetchable"] & frame["has_object"],
     "decoded": lambda frame: frame["fetched"] & frame["readable"],
     "with_label": lambda frame: frame["decoded"] & frame["label"].notna(),

@@ -89,14 +89,19 @@ def _flips(session: Session, version_id: int, other_id: int) -> list[Wanted]:
     mine, theirs = both
     if mine is None or theirs is None:
         return []
+    # A class that only one of them knows flips by itself, and shows nothing.
+    shared = set(mine.class_names) & set(theirs.class_names)
+    mine, theirs = (
+        one.select(np.array([label in shared for label in one.labels])) for one in both if one
+    )
     turned = flips(mine, theirs)
     some = [*turned.lost[: MOST_FLIPS // 2], *turned.gained[: MOST_FLIPS // 2]]
     place = {sha256: row for row, sha256 in enumerate(mine.images)}
     chosen = []
     for sha256 in some:
         row = place[sha256]
-        one = Told(sha256, mine.labels[row], mine.predicted[row], float(mine.confidence[row]))
-        chosen += _both_classes(_wish(one, "benchmark", "flip"))
+        told = Told(sha256, mine.labels[row], mine.predicted[row], float(mine.confidence[row]))
+        chosen += _both_classes(_wish(told, "benchmark", "flip"))
     return _known_targets(session, version_id, chosen)
 
 

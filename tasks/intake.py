@@ -75,10 +75,11 @@ def _list_new(run_id: int) -> Intake:
         batch_id = library.open_batch(session)
         runs.note(session, run_id, batch_id=batch_id)
         for listed in store.list(MANIFESTS):
-            if listed.key.endswith((".csv", ".jsonl")):
-                if not library.manifest_is_known(session, listed.key, listed.etag):
-                    entries = read_manifest(listed.key, store.read(listed.key, listed.etag))
-                    library.record_manifest(session, batch_id, listed.key, listed.etag, entries)
+            if not listed.key.endswith((".csv", ".jsonl")):
+                continue
+            if not library.manifest_is_known(session, listed.key, listed.etag):
+                entries = read_manifest(listed.key, store.read(listed.key, listed.etag))
+                library.record_manifest(session, batch_id, listed.key, listed.etag, entries)
         count = library.record_listing(
             session, store.bucket, batch_id, map(_labelled, _images(store.list(LABELLED)))
         )
@@ -223,9 +224,9 @@ def _entry(row: dict[str, Any], number: int) -> ManifestEntry:
             problem = text_problem(name, word)
         if problem is None and isinstance(value, dict | list | bool) and name != "box":
             problem = f"{name} is {word[:40]}, which is no text"
+        if problem is None and name == "key" and (reason := bad_key(word)):
+            problem = f"key: {reason}"
         clean[name] = presentable(word)
-    if problem is None and (reason := bad_key(clean["key"])):
-        problem = f"key: {reason}"
     box = None
     if clean["box"] and problem is None:
         box = _box(clean["box"])
@@ -281,7 +282,7 @@ def _box(word: str) -> tuple[float, float, float, float] | None:
 
 
 def _contradictions_marked(entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    """Rows of one file that describe one key in two ways are all refused: neither can be trusted."""
+    """Refuse all rows of one file that describe one key in different ways: none can be trusted."""
     said: dict[str, list[ManifestEntry]] = {}
     for entry in entries:
         said.setdefault(entry.key, []).append(entry)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from infra import settings, storage
 from infra.storage import bad_key
 from tasks.progress import progress
+
+DEEPEST = 3  # class, sub-class, file
 
 
 class BadFolder(ValueError):
@@ -34,14 +38,17 @@ def load_folder(folder: Path, prefix: str) -> Load:
     """
     if not folder.is_dir():
         raise BadFolder(f"{folder} is not a folder: name one that holds a folder for each class")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path))
+    found = sorted(path for path in folder.iterdir() if not _hidden(path))
+    classes = [path for path in found if path.is_dir()]
     files = {name.name: sorted(_files(name)) for name in classes}
     items, skipped = [], []
-    for path in (path for paths in files.values() for path in paths):
-        key = prefix + path.relative_to(folder).as_posix()
-        problem = bad_key(key) or (None if path.stat().st_size else "the file is empty")
+    for path in chain((path for path in found if path.is_file()), *files.values()):
+        relative = path.relative_to(folder)
+        key = prefix + relative.as_posix()
+        problem = bad_key(key) or _problem(path, len(relative.parts))
         if problem:
-            skipped.append(f"{path.relative_to(folder)}: {problem}")
+            # The system's names may hold what no terminal can show.
+            skipped.append(f"{str(relative).encode(errors='replace').decode()!r}: {problem}")
         else:
             items.append((path, key))
     if not items:
@@ -67,8 +74,19 @@ def load_folder(folder: Path, prefix: str) -> Load:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        if path.is_file() and not _hidden(path):
+        within = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in within.parts):
             yield path
+
+
+def _problem(path: Path, depth: int) -> str | None:
+    if depth == 1:
+        return "no class: put it into the folder of its class"
+    if depth > DEEPEST:
+        return "too deep: <class>/<sub-class>/<file> is the deepest"
+    if not path.stat().st_size:
+        return "the file is empty"
+    return None if os.access(path, os.R_OK) else "may not be read: change its permissions"
 
 
 def _hidden(path: Path) -> bool:

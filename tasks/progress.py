@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -70,11 +72,13 @@ def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
             bar.update(shown, completed=done, total=whole)
             if artifact and whole and time.monotonic() - last_written > ARTIFACT_EVERY:
                 last_written = time.monotonic()
-                update_progress_artifact(artifact, 100.0 * done / whole)
+                with courtesy(f"show {title!r}"):
+                    update_progress_artifact(artifact, 100.0 * done / whole)
 
         yield advance
     if artifact:
-        update_progress_artifact(artifact, 100.0)
+        with courtesy(f"show {title!r}"):
+            update_progress_artifact(artifact, 100.0)
     seconds = time.monotonic() - started
     rate = done_so_far / seconds if seconds else 0.0
     log.info("%s: %d in %.1f s (%.1f/s)", title, done_so_far, seconds, rate)
@@ -85,5 +89,16 @@ def _artifact(title: str) -> UUID | None:
     if FlowRunContext.get() is None:
         return None
     key = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    created = create_progress_artifact(progress=0.0, key=key, description=title)
+    created = None
+    with courtesy(f"show {title!r}"):
+        created = create_progress_artifact(progress=0.0, key=key, description=title)
     return created if isinstance(created, UUID) else None
+
+
+@contextmanager
+def courtesy(what: str) -> Iterator[None]:
+    """Do something on Prefect's pages; that it failed is said, and stops no night."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        log.warning("Prefect did not %s: %s", what, error)

@@ -12,10 +12,10 @@ from records import benchmark, deployments, evaluations, runs, versions
 from records.benchmark import BenchmarkRow
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
-from vision.answers import Answers, BadAnswers
 from tasks import checkpoints
 from tasks.evaluation import answer, told
 from tasks.step import reading, timed
+from vision.answers import Answers, BadAnswers
 from vision.gate import Evidence, Limits, Verdict
 from vision.gate import judge as decide
 
@@ -144,7 +144,7 @@ def _repeat_answers(version_id: int, benchmark_version: int) -> None:
             session, version_id, "benchmark", benchmark_version=benchmark_version
         )
         names = list(loaded.class_names)
-        stored = evaluations.answers(session, recorded.id, names) if recorded else None
+        stored = _answers(session, recorded, names)
         members = benchmark.members(session, benchmark_version)[:REPEATED_IMAGES]
     if stored is None:
         raise NotDeployable(f"version {version_id} has no recorded answers to repeat")

@@ -41,6 +41,11 @@ def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
             known = library.class_names(session)
             mix = library.class_mix(session)
             let_in_by = library.decided_by(session, batch_id)
+        if not rows:  # a manifest that says nothing new, or a step that had been done before
+            with database.connect().transaction() as session:
+                runs.fence(session, run_id)
+                library.accept_batch(session, run_id, batch_id, [])
+            return Checked(0, 0, 0)
         candidates = [_candidate(row) for row in _labelled(rows, known)]
         frame = expectations.frame_of(candidates)
         images = expectations.validate(frame, rules)
@@ -85,6 +90,8 @@ def _labelled(rows: list[dict[str, Any]], known: set[str]) -> list[dict[str, Any
     for row in rows:
         row["label"] = row["manifest_label"] if row["in_manifest"] else row["folder_label"]
         row["label"] = row["label"] or row["folder_label"]
+        if row["row_problem"]:
+            row["label"] = None  # what the row says of the object is not to be relied on
         row["sub_label"] = row["manifest_sub_label"] or row["folder_sub_label"]
         row["shown_key"] = (
             row["key"]
@@ -133,8 +140,8 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         key=row["shown_key"],
         key_problem=facts.get("key_problem"),
         text_problem=row["row_problem"],
-        has_object=row["object_id"] is not None or row["row_problem"] is not None,
-        readable=bool(facts.get("readable", row["row_problem"] is not None)),
+        has_object=row["object_id"] is not None or row["relabels"] is not None,
+        readable=bool(facts.get("readable")),
         label=row["label"],
         label_problem=row["label_problem"],
         label_known=row["label_known"],
@@ -236,12 +243,13 @@ def _take_in(
             )
             for reason in reasons
         ]
-        if any(reason.expectation == "one_label" for reason in reasons) and row["library_live"]:
+        in_library = row["library_live"] or row["relabels"]
+        if any(reason.expectation == "one_label" for reason in reasons) and in_library:
             conflicts.append(row["sha256"])
         if not reasons:
             accepted.append(
                 Accepted(
-                    object_id=row["object_id"],
+                    object_id=row["object_id"] or row["relabels"],
                     sha256=row["sha256"],
                     label=row["label"],
                     sub_label=row["sub_label"],
@@ -249,6 +257,7 @@ def _take_in(
                     group_name=row["group_name"],
                     labelled_by=one.labelled_by or "",
                     facts=row["facts"],
+                    relabels=row["relabels"] is not None,
                 )
             )
     library.quarantine(session, refused, validation_id)

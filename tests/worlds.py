@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
@@ -23,6 +24,7 @@ import psycopg2
 from psycopg2 import sql
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
 
 import infra.database
 import infra.storage
@@ -30,6 +32,7 @@ from flows.nightly import Outcome, nightly
 from infra.database import Database
 from infra.embedded import Addresses
 from infra.storage import Gone, Storage
+from records.invariants import check_invariants
 from tasks import benchmark
 from tasks.benchmark import BENCHMARK
 from tasks.loading import load_folder
@@ -39,9 +42,15 @@ from vision.plan import Plan
 OLD_CLASSES = ("circle", "cross", "square")
 NEW_CLASS = "ring"
 BROKEN = "labelled/circle/broken.png"
+MANIFEST = "manifests/more.csv"
+MANIFEST_TEXT = b"""key,label,sub_label,group,box,labelled_by
+labelled/circle/100.png,circle,,walk,0.1 0.1 0.8 0.8,person:a test
+labelled/circle/101.png,circle,,walk,0.1 0.1 0.8 0.8,person:a test
+labelled/circle/nowhere.png,circle,,,,person:a test
+"""
 
 FIRST_PLAN = replace(nights.TINY_PLAN, epochs=10, batch_size=8)
-SECOND_PLAN = replace(FIRST_PLAN, recipe="all", epochs=3, learning_rate=1e-3)
+SECOND_PLAN = replace(FIRST_PLAN, recipe="all", epochs=6)
 
 # A few dozen pictures prove no accuracy. These limits keep every check that tells whether figures
 # may be compared at all, and none that a lucky or unlucky picture would decide.
@@ -60,10 +69,20 @@ class World:
     bucket: str
     folder: Path
 
-    @property
-    def database(self) -> Database:
-        """A database object of the caller's own; dispose of its engine, or a clone waits."""
-        return Database(self.url)
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """A database object for the block; a copy could not be made beside open connections."""
+        database = Database(self.url)
+        try:
+            yield database
+        finally:
+            database.engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session for the block, committed at its end."""
+        with self.database() as database, database.transaction() as session:
+            yield session
 
     @property
     def storage(self) -> Storage:
@@ -86,22 +105,19 @@ class World:
 
     def ask(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
         """The rows of one query."""
-        database = self.database
-        try:
-            with database.transaction() as session:
-                return [tuple(row) for row in session.execute(text(query), values)]
-        finally:
-            database.engine.dispose()
+        with self.transaction() as session:
+            return [tuple(row) for row in session.execute(text(query), values)]
 
     def act(self, *statements: str, **values: Any) -> None:
         """Run statements in one transaction, as somebody with every right might."""
-        database = self.database
-        try:
-            with database.transaction() as session:
-                for statement in statements:
-                    session.execute(text(statement), values)
-        finally:
-            database.engine.dispose()
+        with self.transaction() as session:
+            for statement in statements:
+                session.execute(text(statement), values)
+
+    def check(self) -> None:
+        """Raise unless every invariant holds here."""
+        with self.database() as database:
+            check_invariants(database, self.storage)
 
 
 def _administer(services: Addresses, statement: str, *names: str) -> None:
@@ -125,18 +141,38 @@ def make(services: Addresses, template: str) -> World:
 def clone(world: World) -> World:
     """A twin with the same rows and objects, and nothing of the state folder."""
     twin = make(world.services, world.bucket)  # the database has the bucket's name
-    old, new = world.storage, twin.storage
-    for one in old.list():
-        new.write(one.key, old.read(one.key))
+    client = twin.storage._client  # a copy from one bucket to another never leaves the server
+
+    def copy(key: str) -> None:
+        client.copy_object(
+            Bucket=twin.bucket, Key=key, CopySource={"Bucket": world.bucket, "Key": key}
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(copy, [one.key for one in world.storage.list()]))
     twin.act("UPDATE objects SET bucket = :bucket", bucket=twin.bucket)
     return twin
+
+
+@contextmanager
+def rows_of(world: World) -> Iterator[World]:
+    """A copy of the rows alone over the same objects: add some if need be, change none."""
+    name = f"rows-{uuid.uuid4().hex}"
+    _administer(world.services, "CREATE DATABASE {} TEMPLATE {}", name, world.bucket)
+    url = make_url(world.url).set(database=name).render_as_string(hide_password=False)
+    folder = Path(tempfile.mkdtemp(prefix="regraft-world-"))
+    try:
+        yield replace(world, url=url, folder=folder)
+    finally:
+        shutil.rmtree(folder)
+        _administer(world.services, "DROP DATABASE {} WITH (FORCE)", name)
 
 
 def drop(world: World) -> None:
     """End a world."""
     storage = world.storage
-    for one in list(storage.list()):
-        storage.delete(one.key)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(storage.delete, [one.key for one in storage.list()]))
     with suppress(Gone):
         storage._client.delete_bucket(Bucket=world.bucket)
     _administer(world.services, "DROP DATABASE {} WITH (FORCE)", world.bucket)
@@ -208,6 +244,7 @@ def story(services: Addresses, template: str) -> Story:
         benchmark.grow("a test", f"{NEW_CLASS} is new")
         nights.more_images(Path(scratch), (*OLD_CLASSES, NEW_CLASS), seed=100)
         waiting.storage.write(BROKEN, pictures.UNREADABLE[4][1]())
+        waiting.storage.write(MANIFEST, MANIFEST_TEXT)
     done = clone(waiting)
     with inside(done):
         second = nightly(plan=SECOND_PLAN, limits=LIMITS)

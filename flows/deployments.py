@@ -1,0 +1,260 @@
+"""The deployment `nightly`: its schedule, its limit of one run, and what becomes of dead runs.
+
+Postgres's advisory lock decides who runs (flows.nightly); everything here keeps Prefect's picture
+of it true and quiet.
+
+What a stop does. SIGTERM or SIGINT to `serve` ends the night's process too: its row closes as
+failed on the way out, or as crashed by the next holder of the lock, and `serve` marks the flow run
+crashed before it leaves. After SIGKILL or a power cut three things follow: the lock is free within
+milliseconds, the heartbeat automation marks the flow run crashed within 90 seconds while the server
+lives, and the next start of `serve` does so at once.
+
+What a gap does. Nights missed while nobody served are not made up for: registering the deployment
+deletes its scheduled runs that never began, and the next night takes in whatever has come since.
+Runs that come late together (a suspended machine) are cancelled by the limit but one, and a night
+with nothing new ends as skipped within seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from typing import cast
+from uuid import UUID
+
+import prefect
+from prefect import get_client
+from prefect.automations import AutomationCore, EventTrigger, Posture
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    FlowRun,
+    State,
+    StateType,
+)
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Schedule
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
+from prefect.types.entrypoint import EntrypointType
+from pydantic import ValidationError
+
+from flows.nightly import nightly
+from infra import database
+from infra.database import Busy, run_lock
+from records import runs
+from vision.plan import Plan
+
+NAME = "nightly"
+AUTOMATION = "regraft: crash zombie flows"
+HEARTBEAT_SECONDS = 30  # the most frequent that Prefect sends
+SILENT_SECONDS = 90
+# A flow run that holds no lock and has no row of ours is only beginning or ending, up to this age.
+GRACE = timedelta(minutes=2)
+STOP_SECONDS = 10.0  # for a stopped night to let go of the lock
+MOST_RUNS = 200  # in one answer of the server
+
+
+class NoServer(RuntimeError):
+    """There is no Prefect server to register with; the message is one line with the mend."""
+
+
+class BadSchedule(ValueError):
+    """A cron line or a time zone that does not exist."""
+
+
+def serve(plan: Plan, cron: str, timezone: str) -> None:
+    """Run the nightly retrain on its schedule until SIGTERM or SIGINT.
+
+    Raises `BadSchedule` and `NoServer` before anything is registered.
+    """
+    deployment = described(plan, cron, timezone)
+    require_server()
+    crash_silent_runs(cast("UUID", deployment.apply()))  # a coroutine only in an event loop
+    reap()
+    try:
+        prefect.serve(
+            deployment,
+            # A redeployment must not leave the schedule paused.
+            pause_on_shutdown=False,
+            # Not 1: a run that is due meanwhile must reach the server, whose limit cancels it;
+            # held back here it would start late, as a backlog.
+            limit=2,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        )
+    finally:
+        reap(patience=STOP_SECONDS)
+
+
+def described(plan: Plan, cron: str, timezone: str) -> RunnerDeployment:
+    """The deployment that `serve` registers."""
+    try:
+        schedule = Schedule(cron=cron, timezone=timezone, slug=NAME)
+        deployment = nightly.to_deployment(
+            name=NAME,
+            schedule=schedule,
+            parameters={"plan": plan.to_dict()},
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+            ),
+            description="Take in new images, train a candidate, let the benchmark decide.",
+            # By name, so that it is found from whatever folder `serve` was started in.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        return cast("RunnerDeployment", deployment)  # a coroutine only in an event loop
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise BadSchedule(_schedule_line(reason)) from None
+    except ValueError as error:
+        raise BadSchedule(_schedule_line(str(error))) from None
+
+
+def _schedule_line(reason: str) -> str:
+    return f'{reason}; write --cron "0 2 * * *" --timezone Europe/Berlin'
+
+
+def require_server() -> None:
+    """Raise `NoServer` unless a Prefect server answers."""
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise NoServer("PREFECT_API_URL is not set: start a server with `regraft up`")
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise NoServer(
+            f"Prefect at {address} does not answer ({problem}): start it with `regraft up`, or "
+            "correct PREFECT_API_URL"
+        )
+
+
+def crash_silent_runs(deployment_id: UUID) -> None:
+    """Have the server mark a run of this deployment as crashed when its heartbeat stops.
+
+    Only of this deployment: on a shared server other flows beat more slowly, or not at all.
+    """
+    wanted = AutomationCore(
+        name=AUTOMATION,
+        description=(
+            f"A night that has not been heard of for {SILENT_SECONDS} seconds has died; "
+            "its limit of one run is freed."
+        ),
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={
+                "prefect.flow-run.heartbeat",
+                "prefect.flow-run.Completed",
+                "prefect.flow-run.Failed",
+                "prefect.flow-run.Cancelled",
+                "prefect.flow-run.Crashed",
+            },
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related={
+                "prefect.resource.role": ["deployment"],
+                "prefect.resource.id": [f"prefect.deployment.{deployment_id}"],
+            },
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None, state=StateType.CRASHED, message="its heartbeat stopped", force=False
+            )
+        ],
+    )
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(AUTOMATION)
+        if known:
+            client.update_automation(known[0].id, wanted)
+        else:
+            client.create_automation(wanted)
+
+
+def reap(patience: float = 0.0) -> list[UUID]:
+    """Mark flow runs whose process is dead as crashed, and close our rows of dead runs.
+
+    Only under the lock of the night, whose holder knows that no other night is alive; when another
+    holds it there is nothing to reap, after `patience` seconds of asking again.
+    """
+    deadline = time.monotonic() + patience
+    store = database.connect()
+    while True:
+        try:
+            with run_lock(store):
+                with store.transaction() as session:
+                    runs.close_the_dead(session)
+                with get_client(sync_client=True) as client:
+                    return _crash_the_dead(client)
+        except Busy:
+            if time.monotonic() >= deadline:
+                return []
+            time.sleep(0.2)
+
+
+def _crash_the_dead(client: SyncPrefectClient) -> list[UUID]:
+    found = client.read_flow_runs(
+        flow_filter=FlowFilter.model_validate({"name": {"any_": [nightly.name]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
+        limit=MOST_RUNS,
+    )
+    crashed = []
+    for flow_run in found:
+        if _is_dead(flow_run):
+            state: State[None] = Crashed(
+                message="its process died; found when `regraft serve` looked"
+            )
+            client.set_flow_run_state(flow_run.id, state, force=True)
+            crashed.append(flow_run.id)
+    return crashed
+
+
+def _is_dead(flow_run: FlowRun) -> bool:
+    """Whether a flow run that says `Running` is none, while we hold the lock.
+
+    A living one is either about to ask for the lock, or has let go of it and is reporting.
+    """
+    with database.connect().transaction() as session:
+        process = runs.process_of(session, str(flow_run.id))
+    if process is None:
+        began = flow_run.start_time or flow_run.created or datetime.now(UTC)
+        return datetime.now(UTC) - began > GRACE
+    if process.state == "crashed":
+        return True
+    if process.host == socket.gethostname():
+        return not _is_running(process.pid)
+    return process.ended_at is not None and datetime.now(UTC) - process.ended_at > GRACE
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def watch() -> None:
+    """Do for a deployment made from prefect.yaml what `serve` does for its own."""
+    require_server()
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(f"{nightly.name}/{NAME}")
+        except ObjectNotFound:
+            raise NoServer(
+                f"Prefect knows no deployment {nightly.name}/{NAME}: run `prefect deploy --all`"
+            ) from None
+    crash_silent_runs(deployment.id)
+    reap()
+
+
+if __name__ == "__main__":
+    watch()

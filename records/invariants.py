@@ -1,0 +1,311 @@
+"""What must hold at every moment, asked of Postgres and S3 themselves (tests ask after each fault).
+
+Constraints and triggers refuse most of it when it is written; here it is all looked for again, as
+if they were not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+from sqlalchemy import ARRAY, Double, Float, text
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, REAL
+from sqlalchemy.orm import Session
+
+from infra.database import Database
+from infra.storage import Gone, Storage
+from records import benchmark, versions
+from records.library import NEAR_BITS
+from records.tables import Base
+
+MOST_SHOWN = 5  # rows named in one sentence; the rest is counted
+FLOATS = (Float, Double, REAL, DOUBLE_PRECISION)
+
+
+class BrokenInvariant(AssertionError):
+    """Something holds no longer; the message has one line for each."""
+
+
+def check_invariants(database: Database, storage: Storage) -> None:
+    """Raise `BrokenInvariant` unless everything holds that must hold after any fault."""
+    found = broken(database, storage)
+    if found:
+        raise BrokenInvariant("\n".join(found))
+
+
+def broken(database: Database, storage: Storage) -> list[str]:
+    """One sentence for each thing that does not hold, with the rows; empty when all is well.
+
+    Reads every checkpoint, snapshot and benchmark image: minutes, on a large library.
+    """
+    with database.transaction() as session:
+        # One moment for all questions, whoever writes meanwhile.
+        session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+        return broken_rows(session) + broken_objects(session, storage)
+
+
+def broken_rows(session: Session) -> list[str]:
+    """The sentences that Postgres alone can judge."""
+    found = [
+        f"{sentence}: {_shown(rows)}"
+        for sentence, query in QUERIES.items()
+        if (rows := [tuple(row) for row in session.execute(text(query))])
+    ]
+    return [*found, *_figures(session), *_benchmark_digests(session)]
+
+
+def broken_objects(session: Session, storage: Storage) -> list[str]:
+    """The sentences about objects that rows name: there, and with the bytes they had."""
+    return [
+        *_checkpoints(session, storage),
+        *_snapshots(session, storage),
+        *_benchmark_objects(session, storage),
+    ]
+
+
+# Each query finds the rows that break the sentence.
+QUERIES = {
+    # 1, 6: one chain of deployments, each proven
+    "1: a deployment does not follow the one before it": """
+        SELECT id, previous_id FROM (
+            SELECT id, previous_id, lag(id) OVER (ORDER BY id) AS before FROM deployments) chain
+        WHERE previous_id IS DISTINCT FROM before
+    """,
+    "1: the champion is not the newest deployment": """
+        SELECT deployment_id FROM champion
+        WHERE deployment_id IS DISTINCT FROM (SELECT max(id) FROM deployments)
+    """,
+    "1: a deployed version was never meant to serve, or is not trained": """
+        SELECT d.id, v.id, v.purpose, v.state FROM deployments d JOIN versions v
+          ON v.id = d.version_id
+        WHERE v.state <> 'trained' OR v.purpose NOT IN ('nightly', 'control', 'bakeoff')
+           OR v.purpose <> d.purpose
+    """,
+    "1: a deployment has no passed verdict on its own checkpoint and benchmark": """
+        SELECT p.id, p.version_id, p.verdict_id FROM deployments p WHERE NOT EXISTS (
+            SELECT 1 FROM verdicts d
+            JOIN versions v ON v.id = d.version_id AND v.checkpoint_digest = d.checkpoint_digest
+            JOIN benchmarks b ON b.version = d.benchmark_version AND b.digest = d.benchmark_digest
+            JOIN evaluations e ON e.version_id = v.id
+              AND e.benchmark_version = d.benchmark_version
+              AND e.checkpoint_digest = d.checkpoint_digest
+            WHERE d.id = p.verdict_id AND d.version_id = p.version_id AND d.passed
+              AND EXISTS (SELECT 1 FROM checks c WHERE c.verdict_id = d.id)
+              AND NOT EXISTS (SELECT 1 FROM checks c
+                              WHERE c.verdict_id = d.id AND c.verdict = 'failed'))
+    """,
+    "1: a promotion was judged against another champion than it followed": """
+        SELECT d.id, j.champion_id, p.version_id FROM deployments d
+        JOIN verdicts j ON j.id = d.verdict_id LEFT JOIN deployments p ON p.id = d.previous_id
+        WHERE d.kind = 'promotion' AND j.champion_id IS DISTINCT FROM p.version_id
+    """,
+    "1: a version's parent is a throw-away version, or not trained": """
+        SELECT v.id, p.id, p.purpose, p.state FROM versions v JOIN versions p ON p.id = v.parent_id
+        WHERE p.purpose = 'throwaway' OR p.state <> 'trained'
+    """,
+    # 3: training and benchmark apart
+    "3: an image is in the library and in the benchmark": """
+        SELECT sha256 FROM images JOIN benchmark_images USING (sha256)
+    """,
+    "3: a library image nearly repeats a benchmark image": f"""
+        SELECT DISTINCT i.sha256, b.sha256 FROM images i
+        JOIN objects o ON o.sha256 = i.sha256 AND o.state = 'accepted'
+        JOIN benchmark_images b
+          ON bit_count((b.dhash # i.dhash)::bit(64)) <= {NEAR_BITS}
+          OR bit_count((b.dhash # (o.facts->>'dhash_mirror')::bigint)::bit(64)) <= {NEAR_BITS}
+        WHERE i.withdrawn_at IS NULL
+    """,  # noqa: S608  (a constant)
+    "3: images of one group are in different splits": """
+        SELECT group_name, array_agg(DISTINCT split) FROM images WHERE split <> 'held'
+        GROUP BY group_name HAVING count(DISTINCT split) > 1
+    """,
+    # 5: nothing lost, nothing twice
+    "5: one key has more than one live object": """
+        SELECT bucket, key, count(*) FROM objects WHERE gone_at IS NULL
+        GROUP BY bucket, key HAVING count(*) > 1
+    """,
+    "5: the listed objects are not the sum of pending, accepted and quarantined": """
+        SELECT count(*) AS listed,
+               count(*) FILTER (WHERE state = 'pending') AS pending,
+               count(*) FILTER (WHERE state = 'accepted') AS accepted,
+               count(*) FILTER (WHERE state = 'quarantined') AS quarantined
+        FROM objects WHERE gone_at IS NULL
+        HAVING count(*) <> count(*) FILTER (WHERE state IN ('pending', 'accepted', 'quarantined'))
+    """,
+    "5: an accepted object has no image": """
+        SELECT o.id, o.key FROM objects o LEFT JOIN images i USING (sha256)
+        WHERE o.state = 'accepted' AND i.sha256 IS NULL
+    """,
+    "5: a usable image has no accepted object": """
+        SELECT i.sha256 FROM images i WHERE i.withdrawn_at IS NULL
+          AND NOT EXISTS (SELECT 1 FROM objects o
+                          WHERE o.sha256 = i.sha256 AND o.state = 'accepted')
+    """,
+    "5: an object is in quarantine without a reason": """
+        SELECT o.id, o.key FROM objects o WHERE o.state = 'quarantined'
+          AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.object_id = o.id)
+    """,
+    "5: an object is still pending though its batch was decided": """
+        SELECT o.id, o.key, b.id, b.state FROM objects o JOIN batches b ON b.id = o.batch_id
+        WHERE o.state = 'pending' AND b.state IN ('accepted', 'reverted')
+    """,
+    "5: an image came in with a batch that is not accepted": """
+        SELECT i.sha256, b.id, b.state FROM images i JOIN batches b ON b.id = i.batch_id
+        WHERE b.state IN ('open', 'refused')
+    """,
+    "5: two images have one place in the sequence of their class": """
+        SELECT class_id, sub_class, sequence, count(*) FROM images WHERE sequence IS NOT NULL
+        GROUP BY class_id, sub_class, sequence HAVING count(*) > 1
+    """,
+    # 7: one at a time
+    "7: more than one run is running": """
+        SELECT array_agg(id ORDER BY id) FROM runs WHERE state = 'running' HAVING count(*) > 1
+    """,
+    "7: a closed run has no end, or an open one has": """
+        SELECT id, state FROM runs WHERE (state = 'running') <> (ended_at IS NULL)
+    """,
+    # 10: the names of the classes
+    "10: an evaluation is of another checkpoint than its version's": """
+        SELECT e.id, e.version_id FROM evaluations e JOIN versions v ON v.id = e.version_id
+        WHERE e.checkpoint_digest IS DISTINCT FROM v.checkpoint_digest
+    """,
+    "10: an answer names a class that its version does not know": """
+        SELECT DISTINCT e.id, e.version_id, a.predicted FROM answers a
+        JOIN evaluations e ON e.id = a.evaluation_id JOIN versions v ON v.id = e.version_id
+        WHERE a.predicted <> ALL (v.class_names) OR NOT a.top_labels <@ v.class_names
+    """,
+    "10: an answer contradicts itself": """
+        SELECT evaluation_id, sha256 FROM answers
+        WHERE predicted <> top_labels[1] OR correct <> (label = predicted)
+    """,
+    "10: an evaluation has not as many answers as it says": """
+        SELECT e.id, e.images, count(a.sha256) FROM evaluations e
+        LEFT JOIN answers a ON a.evaluation_id = e.id
+        GROUP BY e.id HAVING e.images <> count(a.sha256)
+    """,
+    "10: a benchmark answer has another label than the benchmark": """
+        SELECT e.id, a.sha256, a.label, b.class_name FROM answers a
+        JOIN evaluations e ON e.id = a.evaluation_id AND e.subject = 'benchmark'
+        JOIN benchmark_images b ON b.sha256 = a.sha256 WHERE a.label <> b.class_name
+    """,
+}
+
+
+def _figures(session: Session) -> Iterator[str]:
+    """9: no NaN and no infinity in any float column, arrays included."""
+    for table in Base.metadata.sorted_tables:
+        for column in table.columns:
+            name = f'"{column.name}"'
+            if isinstance(column.type, FLOATS):
+                wrong = f"{name} IN ('NaN', 'Infinity', '-Infinity')"
+            elif isinstance(column.type, ARRAY) and isinstance(column.type.item_type, FLOATS):
+                wrong = f"{name} && ARRAY['NaN', 'Infinity', '-Infinity']::real[]"
+            else:
+                continue
+            # Names come from our own tables, not from anybody's text.
+            query = f'SELECT count(*) FROM "{table.name}" WHERE {wrong}'  # noqa: S608
+            if count := session.scalar(text(query)):
+                yield f"9: {table.name}.{column.name} is not finite in {count} rows"
+
+
+def _benchmark_digests(session: Session) -> Iterator[str]:
+    """3: a benchmark version is still what it was when it was frozen."""
+    for row in benchmark.listed(session):
+        members = benchmark.members(session, row.version)
+        if benchmark.digest_of(members) != row.digest or len(members) != row.images:
+            yield f"3: benchmark version {row.version} is no longer what was frozen"
+
+
+def _checkpoints(session: Session, storage: Storage) -> Iterator[str]:
+    """2, 10: the bytes under a version's key have its digest and carry its class names."""
+    rows = session.execute(
+        text(
+            """
+            SELECT id, checkpoint_digest, class_names, class_names_digest FROM versions
+            WHERE checkpoint_digest IS NOT NULL ORDER BY id
+            """
+        )
+    )
+    for number, digest, class_names, class_names_digest in rows:
+        body = _body(storage, versions.checkpoint_key(digest))
+        if body is None:
+            yield f"2: the checkpoint of version {number} is not in S3"
+        elif hashlib.sha256(body).hexdigest() != digest:
+            yield f"2: the checkpoint of version {number} holds other bytes than its digest says"
+        elif (facts := _metadata(body)) is None:
+            yield f"10: the checkpoint of version {number} says nothing of its classes"
+        elif facts.get("class_names") != class_names:
+            yield f"10: the checkpoint of version {number} names other classes than its row"
+        elif (
+            not versions.class_names_digest(class_names)
+            == facts.get("class_names_sha256")
+            == class_names_digest
+        ):
+            yield f"10: the class names of version {number} do not have the hash they should"
+
+
+def _metadata(body: bytes) -> dict[str, Any] | None:
+    """The facts in a safetensors file, read without torch."""
+    try:
+        (length,) = struct.unpack("<Q", body[:8])
+        header = json.loads(body[8 : 8 + length])["__metadata__"]
+        facts = [json.loads(value) for value in header.values()]
+    except (struct.error, ValueError, KeyError):
+        return None
+    return next((one for one in facts if isinstance(one, dict) and "class_names" in one), None)
+
+
+def _snapshots(session: Session, storage: Storage) -> Iterator[str]:
+    """3, 4: a snapshot's list has its digest, names library images only, and none it may not."""
+    frozen = set(session.scalars(text("SELECT sha256 FROM benchmark_images")))
+    splits = dict(session.execute(text("SELECT sha256, split FROM images")).tuples().all())
+    rows = session.execute(text("SELECT digest, key, policy, images FROM snapshots"))
+    for digest, key, policy, images in rows.all():
+        short = f"snapshot {digest[:12]}"
+        body = _body(storage, key)
+        if body is None:
+            yield f"4: {short} is not in S3 under {key}"
+            continue
+        table = pq.read_table(io.BytesIO(body)).to_pydict()
+        chosen = list(zip(table["sha256"], table["class"], table["split"], strict=True))
+        lines = "".join(f"{sha256} {name} {split}\n" for sha256, name, split in sorted(chosen))
+        if hashlib.sha256(f"{policy}\n{lines}".encode()).hexdigest() != digest:
+            yield f"4: {short} holds another list than its digest says"
+        if len(chosen) != images:
+            yield f"4: {short} lists {len(chosen)} images, and its row says {images}"
+        if leaked := sorted(frozen & {sha256 for sha256, _, _ in chosen}):
+            yield f"3: {short} trains on benchmark images: {_shown(leaked)}"
+        moved = [sha256 for sha256, _, split in chosen if splits.get(sha256) != split]
+        if moved:
+            yield f"4: {short} has images in another split than the library: {_shown(moved)}"
+
+
+def _benchmark_objects(session: Session, storage: Storage) -> Iterator[str]:
+    """13: the bytes that were frozen are there, unchanged."""
+    for sha256, key in session.execute(text("SELECT sha256, key FROM benchmark_images")).all():
+        body = _body(storage, key)
+        if body is None:
+            yield f"13: benchmark image {sha256} is not in S3 under {key}"
+        elif hashlib.sha256(body).hexdigest() != sha256:
+            yield f"13: benchmark image {sha256} was changed in S3 under {key}"
+
+
+def _body(storage: Storage, key: str) -> bytes | None:
+    try:
+        return storage.read(key)
+    except Gone:
+        return None
+
+
+def _shown(rows: list[Any]) -> str:
+    named = ", ".join(
+        " ".join(map(str, row)) if isinstance(row, tuple) else str(row) for row in rows[:MOST_SHOWN]
+    )
+    more = len(rows) - MOST_SHOWN
+    return f"{named} and {more} more" if more > 0 else named

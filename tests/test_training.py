@@ -1,0 +1,128 @@
+"""The training step: by class name, once, resumable, and closed when it cannot succeed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+import worlds
+from worlds import Story, World
+
+from infra.embedded import Addresses
+from records import runs, versions
+from tasks import checkpoints
+from tasks.snapshot import freeze_snapshot
+from tasks.training import train_version, write_candidate
+from vision import network as networks
+from vision.fitting import Diverged
+from vision.plan import BadPlan, Plan
+
+
+@pytest.fixture(scope="module")
+def story(services: Addresses, template: str, prefect_server: str) -> Story:
+    """Two undisturbed nights."""
+    return worlds.story(services, template)
+
+
+@contextmanager
+def after_two_nights(story: Story) -> Iterator[tuple[World, int, str]]:
+    """A copy of the rows, a run, and the snapshot of the second night."""
+    with worlds.rows_of(story.done) as world, worlds.inside(world):
+        with world.transaction() as session:
+            run_id = runs.begin(session, "control", {}, None)
+            snapshot = versions.get(session, 2).snapshot_digest
+        yield world, run_id, snapshot
+
+
+def test_a_new_class_gets_a_fresh_head_on_the_parents_backbone(story: Story) -> None:
+    """With rates of nearly nothing, all but the head is the parent's, and the head is nobody's."""
+    still = replace(worlds.SECOND_PLAN, epochs=1, learning_rate=1e-9, batch_norm="eval")
+    with after_two_nights(story) as (_, run_id, snapshot):
+        candidate = write_candidate.fn(run_id, "control", snapshot, still, 1)
+        train_version.fn(run_id, candidate)
+        child, parent = checkpoints.load(candidate), checkpoints.load(1)
+    assert parent.class_names == ("circle", "cross", "square")
+    assert child.class_names == ("circle", "cross", "ring", "square")
+    fresh = networks.head_keys(child.network)
+    theirs = parent.network.state_dict()
+    for key, tensor in child.network.state_dict().items():
+        if key not in fresh:
+            assert torch.allclose(tensor, theirs[key], atol=1e-6), key
+
+
+def test_as_many_classes_of_other_names_get_a_fresh_head(story: Story) -> None:
+    """Three classes against the parent's three, one of them another: no row of the head is kept."""
+    still = replace(worlds.SECOND_PLAN, epochs=1, learning_rate=1e-9, batch_norm="eval")
+    with after_two_nights(story) as (world, run_id, _):
+        # The newcomers' snapshot without `square`, as a cutoff above its count would give it.
+        world.act(
+            "UPDATE images SET withdrawn_at = now() WHERE class_id = "
+            "(SELECT id FROM classes WHERE name = 'square')"
+        )
+        snapshot = freeze_snapshot.fn(run_id, still)
+        candidate = write_candidate.fn(run_id, "control", snapshot, still, 1)
+        train_version.fn(run_id, candidate)
+        child, parent = checkpoints.load(candidate), checkpoints.load(1)
+    assert len(child.class_names) == len(parent.class_names)
+    assert child.class_names == ("circle", "cross", "ring")
+    # Trained heads are far from what a new one starts with, and these are not the parent's.
+    mine = networks.head(child.network).weight
+    theirs = networks.head(parent.network).weight
+    assert isinstance(mine, torch.Tensor)
+    assert isinstance(theirs, torch.Tensor)
+    assert mine.shape == theirs.shape
+    assert float(mine.detach().abs().max()) < 0.1
+    assert not any(torch.allclose(mine[row], theirs[row], atol=1e-3) for row in range(3))
+
+
+def test_a_trained_version_is_never_trained_again(story: Story) -> None:
+    """Asked once more, the same work finds its version and leaves it as it is."""
+    with after_two_nights(story) as (world, run_id, snapshot):
+        before = world.ask("SELECT * FROM versions ORDER BY id")
+        found = write_candidate.fn(run_id, "nightly", snapshot, worlds.SECOND_PLAN, 1)
+        assert found == 2
+        train_version.fn(run_id, found)
+        assert world.ask("SELECT * FROM versions ORDER BY id") == before
+
+
+def test_what_trained_it_is_stored(story: Story) -> None:
+    """A version names its machine, every epoch in order, and leaves no scraps behind."""
+    world = story.done
+    [(machine, plan)] = world.ask("SELECT machine, plan FROM versions WHERE id = 2")
+    assert {"processor", "libraries", "threads", "precision", "commit"} <= set(machine)
+    assert Plan.from_dict(plan) == worlds.SECOND_PLAN
+    numbers = world.ask("SELECT number FROM epochs WHERE version_id = 2 ORDER BY number")
+    assert numbers == [(n + 1,) for n in range(worlds.SECOND_PLAN.epochs)]
+    assert list((world.folder / "training").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        (
+            {"optimizer": "sgd", "learning_rate": 100.0, "gradient_clip": None, "epochs": 4},
+            Diverged,
+            r"epoch \d+, step \d+: the (validation )?loss is (nan|inf)",
+        ),
+        ({"architecture": "test_vit"}, BadPlan, "the parent is test_resnet"),
+    ],
+)
+def test_training_that_cannot_succeed_closes_its_candidate(
+    story: Story, change: dict[str, object], error: type[Exception], reason: str
+) -> None:
+    """The candidate says why it failed, has no checkpoint, and the same plan may begin anew."""
+    plan = Plan.from_dict(worlds.SECOND_PLAN.to_dict() | change)
+    with after_two_nights(story) as (world, run_id, snapshot):
+        candidate = write_candidate.fn(run_id, "nightly", snapshot, plan, 2)
+        with pytest.raises(error, match=reason):
+            train_version.fn(run_id, candidate)
+        with world.transaction() as session:
+            row = versions.get(session, candidate)
+        assert (row.state, row.checkpoint_digest) == ("failed", None)
+        assert row.reason is not None
+        assert "\n" not in row.reason
+        folder = world.folder / "training" / f"version-{candidate}"
+        assert not folder.exists()
+        assert write_candidate.fn(run_id, "nightly", snapshot, plan, 2) != candidate
+        world.check()
