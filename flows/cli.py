@@ -231,6 +231,25 @@ def _say_frozen(done: Frozenness, as_json: bool) -> None:
     _some(done.refused, "refused")
 
 
+@intake_app.command("show")
+def show_batch(batch: Annotated[int, typer.Argument(help="The batch's number.")],
+               docs: Annotated[Path | None, typer.Option(
+                   help="Write Great Expectations' Data Docs into this folder.")] = None,
+               as_json: Json = False) -> None:  # fmt: skip
+    """Show what a batch brought, what was refused and why.
+
+    Example: [bold]regraft intake show 7 --docs ./docs[/bold]
+    """
+    from flows import screens
+
+    if as_json:
+        _print_json(screens.batch_facts(batch))
+    else:
+        screens.show_batch(batch)
+    for path in screens.write_data_docs(batch, docs) if docs else []:
+        _say(f"wrote {path}")
+
+
 @intake_app.command()
 def revert(batch: Annotated[int, typer.Argument(help="The batch's number.")], why: Why,
            by: By, as_json: Json = False) -> None:  # fmt: skip

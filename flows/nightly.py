@@ -49,7 +49,8 @@ class Night:
         return self.outcome
 
 
-@flow(name="nightly", flow_run_name=report.run_name, log_prints=False, retries=0)
+# A failed run's error is stored whatever is asked; as JSON it cannot run code when it is read.
+@flow(name="nightly", flow_run_name=report.run_name, retries=0, result_serializer="json")
 def nightly(plan: Plan = Plan(), rules: Rules = Rules(), limits: Limits = Limits()) -> Outcome:  # noqa: B008  (frozen, and shown as defaults in Prefect)
     """Take in what is new, train a candidate from the champion, deploy it if the gate says so.
 

@@ -15,6 +15,7 @@ from infra import database
 from records import benchmark, deployments, evaluations, library, runs, snapshots, versions
 
 WEAKEST = 10
+MOST_REFUSALS = 40
 
 
 def table(columns: list[str], rows: Iterable[Iterable[str | None]], title: str = "") -> None:
@@ -177,6 +178,50 @@ def write_pictures(version_id: int, folder: Path) -> int:
         name = "".join(sign if sign.isalnum() or sign in " -_" else "_" for sign in words)
         drawn(loaded, row).save(folder / f"{name[:120]}.png")
     return len(rows)
+
+
+def batch_facts(batch_id: int) -> dict[str, Any]:
+    """One batch: its counts, and every object or manifest row refused with its reason."""
+    with database.connect().transaction() as session:
+        return {
+            "batch": asdict(library.batch(session, batch_id)),
+            "refused": [asdict(one) for one in library.refusals(session, batch_id)],
+        }
+
+
+def show_batch(batch_id: int) -> None:
+    """Print one batch for people."""
+    facts = batch_facts(batch_id)
+    batch = facts["batch"]
+    console = Console()
+    console.print(
+        f"[bold]batch {batch_id}[/bold] · {batch['state']} · {batch['accepted']} accepted, "
+        f"{batch['quarantined']} quarantined, {batch['pending']} pending · "
+        f"{batch['images']} new images"
+    )
+    if batch["reason"]:
+        console.print(escape(batch["reason"]))
+    console.print()
+    if facts["refused"]:
+        table(
+            ["key", "expectation", "why"],
+            (
+                (escape(one["key"]), one["expectation"], escape(one["sentence"]))
+                for one in facts["refused"][:MOST_REFUSALS]
+            ),
+            "Quarantine",
+        )
+    if len(facts["refused"]) > MOST_REFUSALS:
+        console.print(f"… and {len(facts['refused']) - MOST_REFUSALS} more: --json has them all")
+
+
+def write_data_docs(batch_id: int, folder: Path) -> list[Path]:
+    """Write the Data Docs of a batch's stored validations; answers the pages."""
+    from tasks.expectations import data_docs
+
+    with database.connect().transaction() as session:
+        stored = library.validations(session, batch_id)
+    return [data_docs(suite, results, folder) for suite, results in stored]
 
 
 def status_facts() -> dict[str, Any]:

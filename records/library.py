@@ -1097,6 +1097,45 @@ def batches(session: Session, most: int = 20) -> list[BatchRow]:
     return [BatchRow(*row) for row in rows]
 
 
+def batch(session: Session, batch_id: int) -> BatchRow:
+    """One batch with its counts; raises `UnknownBatch`."""
+    rows = [row for row in batches(session, most=batch_id) if row.id == batch_id]
+    if not rows:
+        raise UnknownBatch(f"there is no batch {batch_id}: `regraft status` lists the batches")
+    return rows[0]
+
+
+def refusals(session: Session, batch_id: int) -> list[Refused]:
+    """Everything of a batch that is in quarantine, each with its reason."""
+    rows = session.execute(
+        text(
+            """
+            SELECT q.object_id, q.manifest_row_id, q.key, q.expectation, q.sentence
+            FROM quarantine q
+            LEFT JOIN objects o ON o.id = q.object_id
+            LEFT JOIN manifest_rows m ON m.id = q.manifest_row_id
+            WHERE coalesce(o.batch_id, m.batch_id) = :batch ORDER BY q.key, q.id
+            """
+        ),
+        {"batch": batch_id},
+    )
+    return [Refused(*row) for row in rows]
+
+
+def validations(session: Session, batch_id: int) -> list[tuple[str, dict[str, Any]]]:
+    """The newest stored result of each suite over a batch."""
+    rows = session.execute(
+        text(
+            """
+            SELECT DISTINCT ON (suite) suite, results FROM validations
+            WHERE batch_id = :batch ORDER BY suite, id DESC
+            """
+        ),
+        {"batch": batch_id},
+    )
+    return [(suite, results) for suite, results in rows]
+
+
 def classes(session: Session) -> list[ClassRow]:
     """Every class with its usable images by split."""
     rows = session.execute(

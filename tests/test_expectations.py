@@ -320,7 +320,7 @@ def test_hostile_texts_are_stored_and_shown_inert(tmp_path: Path) -> None:
     assert "\\u0000" not in text
     text.encode()  # raises on a lone surrogate
     assert len(text) < 50_000
-    page = data_docs(answer, tmp_path / "docs").read_text(encoding="utf-8")
+    page = data_docs(answer.suite, answer.results, tmp_path / "docs").read_text(encoding="utf-8")
     assert "<script>alert" not in page
     assert "alert(1)" in page
 
@@ -336,11 +336,11 @@ def test_results_are_strict_json_and_data_docs_come_from_them(tmp_path: Path) ->
     assert failed[0]["result"]["unexpected_index_list"] == [
         {"brightness": 1.0, "row": 1, "key": "labelled/cat/night.jpg"}
     ]
-    page = data_docs(dataclasses.replace(answer, results=stored), tmp_path)
+    page = data_docs(answer.suite, stored, tmp_path)
     assert page == tmp_path / "images.html"
     assert "labelled/cat/night.jpg" in page.read_text(encoding="utf-8")
     batch = validate_batch(frame_of([GOOD_BATCH]), Rules())
-    assert data_docs(batch, tmp_path).name == "batch.html"
+    assert data_docs(batch.suite, batch.results, tmp_path).name == "batch.html"
 
 
 ODD_REASONS = {

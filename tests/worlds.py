@@ -132,7 +132,7 @@ def make(services: Addresses, template: str) -> World:
     name = f"world-{uuid.uuid4().hex}"
     _administer(services, "CREATE DATABASE {} TEMPLATE {}", name, template)
     url = make_url(services.database_url).set(database=name)
-    folder = Path(tempfile.mkdtemp(prefix="regraft-world-"))
+    folder = Path(tempfile.mkdtemp(prefix="world-", dir=os.environ["REGRAFT_STATE_DIR"]))
     world = World(services, url.render_as_string(hide_password=False), name, folder)
     world.storage.ensure_bucket()
     return world
@@ -160,7 +160,7 @@ def rows_of(world: World) -> Iterator[World]:
     name = f"rows-{uuid.uuid4().hex}"
     _administer(world.services, "CREATE DATABASE {} TEMPLATE {}", name, world.bucket)
     url = make_url(world.url).set(database=name).render_as_string(hide_password=False)
-    folder = Path(tempfile.mkdtemp(prefix="regraft-world-"))
+    folder = Path(tempfile.mkdtemp(prefix="world-", dir=os.environ["REGRAFT_STATE_DIR"]))
     try:
         yield replace(world, url=url, folder=folder)
     finally:
