@@ -54,6 +54,7 @@ class Told:
     name: str
     seconds: float
     outcome: str
+    near: str
     facts: dict[str, Any]
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     state.chmod(0o755)
     os.environ["REGRAFT_STATE_DIR"] = str(state)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     from infra import embedded, settings
 
     try:
@@ -149,8 +150,40 @@ def night(name: str, plan: Any) -> Told:
     seconds = time.perf_counter() - started
     print(f"{name}: {outcome.state}, {outcome.reason} ({seconds:.0f} s)", file=sys.stderr)
     assert outcome.version_id is not None, outcome.reason
-    return Told(name, seconds, f"{outcome.state}: {outcome.reason}",
+    return Told(name, seconds, f"{outcome.state}: {outcome.reason}", nearness(),
                 version_facts(outcome.version_id))  # fmt: skip
+
+
+def nearness() -> str:
+    """What the perceptual hash has called near so far, and how much of it is surely wrong.
+
+    Pictures of different classes are no copies of each other, so a group that spans classes is a
+    false positive of the hash (or a doubled picture in the data set).
+    """
+    from sqlalchemy import text
+
+    from infra import database
+    from records import library
+
+    with database.connect().transaction() as session:
+        grouped = session.execute(
+            text(
+                """
+                SELECT count(*), coalesce(sum(images), 0),
+                       count(*) FILTER (WHERE classes > 1),
+                       coalesce(sum(images) FILTER (WHERE classes > 1), 0)
+                FROM (SELECT count(*) AS images, count(DISTINCT class_id) AS classes
+                      FROM images GROUP BY group_name HAVING count(*) > 1) groups
+                """
+            )
+        ).one()
+        reasons = library.quarantine_reasons(session)
+    refused = ", ".join(f"{count} by `{name}`" for name, count, _ in reasons) or "none"
+    return (
+        f"The hash has grouped {grouped[1]} library images into {grouped[0]} groups; "
+        f"{grouped[2]} groups with {grouped[3]} images span several classes, so those are false "
+        f"positives. In quarantine: {refused}."
+    )
 
 
 def logistic_regression(facts: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +284,7 @@ def write(out: Path, given: argparse.Namespace, nights: list[Told], peer: dict[s
 def section(one: Told) -> list[str]:
     """One night: what was decided, the figures, the gate, the time."""
     facts = one.facts
-    lines = [f"## {one.name[0].upper()}{one.name[1:]}", "", one.outcome + ".", ""]
+    lines = [f"## {one.name[0].upper()}{one.name[1:]}", "", one.outcome + ".", "", one.near, ""]
     lines += ["| on | images | accuracy | 95% interval | calibration error |",
               "|---|---:|---:|---|---:|"]  # fmt: skip
     for row in facts["evaluations"]:

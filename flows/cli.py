@@ -71,9 +71,9 @@ def _is_ours(error: BaseException) -> bool:
 
 def _quiet_libraries() -> None:
     """Keep libraries from calling home, from talking over our lines and from spinning."""
-    # Read when torch is loaded. By default OpenMP's threads wait by spinning, and on a machine
-    # that does anything else beside training that made it ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded. OpenMP's threads wait by spinning, by default so long that two
+    # processes on one machine train at a quarter of their speed (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -5,6 +5,7 @@ from the plan's seed and the epoch's number, so a run that was killed and resume
 same bits as one that was not.
 """
 
+import ctypes
 import copy
 import hashlib
 import json
@@ -50,6 +51,8 @@ from vision.prediction import (
 
 logger = logging.getLogger(__name__)
 
+# names of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
 # below so many pictures in a whole run, measuring the machine costs more than it can save
@@ -182,6 +185,7 @@ def fit(
     Raises `Diverged`, `BadExamples`, `TooLarge`, and `BadPlan` for an impossible `unfreeze`.
     """
     place = device_named(device)
+    keep_freed_memory()
     identity = _identity(network, plan, train, validation, place)
     state = _read_state(workdir / RESUME_FILE, identity)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
@@ -210,6 +214,21 @@ def fit(
     network.requires_grad_(True).eval()
     network.to(memory_format=torch.contiguous_format)
     return Fitted(network, tuple(epochs), setting.machine)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free, for this process; elsewhere nothing happens.
+
+    By default it hands large blocks back to the system and asks for them anew at every step, and
+    the system fills them with zeros each time: 42 against 49 images/s for MobileNetV2 at 160
+    pixels on two cores. The price is that memory stays at its peak until the process ends.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(parameter, value)
 
 
 def phases(plan: Plan) -> list[Phase]:
