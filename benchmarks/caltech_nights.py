@@ -163,7 +163,7 @@ def nearness() -> str:
     from sqlalchemy import text
 
     from infra import database
-    from records import library
+    from records import batches
 
     with database.connect().transaction() as session:
         grouped = session.execute(
@@ -177,7 +177,7 @@ def nearness() -> str:
                 """
             )
         ).one()
-        reasons = library.quarantine_reasons(session)
+        reasons = batches.quarantine_reasons(session)
     refused = ", ".join(f"{count} by `{name}`" for name, count, _ in reasons) or "none"
     return (
         f"The hash has grouped {grouped[1]} library images into {grouped[0]} groups; "
@@ -196,7 +196,7 @@ def logistic_regression(facts: dict[str, Any]) -> dict[str, Any]:
     from sklearn.preprocessing import StandardScaler
 
     from infra import database
-    from records import library
+    from records import objects
     from tasks import pixels, snapshot
     from vision import network as networks
     from vision.augmentation import centre
@@ -212,7 +212,7 @@ def logistic_regression(facts: dict[str, Any]) -> dict[str, Any]:
     def features(split: str) -> npt.NDArray[np.float32]:
         images = listed.images[split]
         with database.connect().transaction() as session:
-            held = pixels.opened(plan.geometry, dict(library.sources(session, images)))
+            held = pixels.opened(plan.geometry, dict(objects.sources(session, images)))
         parts = []
         for start in range(0, len(images), 64):
             stored = np.ascontiguousarray(held.gather(images[start : start + 64]))

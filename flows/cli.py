@@ -165,7 +165,7 @@ def load(folder: Annotated[Path, typer.Argument(help="A folder of class folders.
 
     Example: [bold]regraft load ./zoo[/bold]   (zoo/okapi/1.jpg, zoo/lion/male/7.jpg, …)
     """
-    from records.library import LABELLED
+    from records.objects import LABELLED
     from tasks.loading import load_folder
 
     done = load_folder(folder, LABELLED)
@@ -258,10 +258,10 @@ def revert(batch: Annotated[int, typer.Argument(help="The batch's number.")], wh
     Example: [bold]regraft intake revert 7 --why "labels were swapped"[/bold]
     """
     from infra import database
-    from records import library
+    from records import batches
 
     with database.connect().transaction() as session:
-        withdrawn = library.revert_batch(session, batch, by, why)
+        withdrawn = batches.revert_batch(session, batch, by, why)
     _done({"batch": batch, "withdrawn": withdrawn},
           f"batch {batch} is reverted: {withdrawn} images withdrawn", as_json)  # fmt: skip
 
@@ -274,10 +274,10 @@ def accept(batch: Annotated[int, typer.Argument(help="The refused batch's number
     Example: [bold]regraft intake accept 7 --why "a new camera, labels were checked"[/bold]
     """
     from infra import database
-    from records import library
+    from records import batches
 
     with database.connect().transaction() as session:
-        library.reopen_batch(session, batch, by, why)
+        batches.reopen_batch(session, batch, by, why)
     _done({"batch": batch}, f"batch {batch} comes in with the next night", as_json)
 
 

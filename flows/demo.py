@@ -66,7 +66,7 @@ def prepare(fresh: bool) -> None:
 def play(images: Path | None) -> None:
     """Play the story and end with what came of it."""
     from flows.nightly import nightly
-    from records.library import LABELLED
+    from records.objects import LABELLED
     from tasks import benchmark
     from tasks.benchmark import BENCHMARK
 

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
 from infra import database
-from records import benchmark, deployments, evaluations, library, runs, snapshots, versions
+from records import batches, benchmark, deployments, evaluations, objects, runs, snapshots, versions
 from records.evaluations import EvaluationRow
 from tasks.progress import courtesy
 
@@ -93,8 +93,8 @@ def markdown(session: Session, run_id: int, state: str, reason: str, version_id:
 
 
 def _library(session: Session) -> list[str]:
-    states = library.object_states(session)
-    newest = library.batches(session, most=1)
+    states = objects.states(session)
+    newest = batches.newest(session, most=1)
     lines = ["## Library", ""]
     lines.append(
         f"{sum(states.values())} objects listed: {states['accepted']} accepted, "
@@ -103,7 +103,7 @@ def _library(session: Session) -> list[str]:
     if newest:
         batch = newest[0]
         lines.append(f"Batch {batch.id} ({batch.state}) brought {batch.images} new images.")
-        for name, count, example in library.quarantine_reasons(session, batch.id):
+        for name, count, example in batches.quarantine_reasons(session, batch.id):
             lines.append(f"- {count} of {_inert(name)}: {_inert(example)}")
     return [*lines, ""]
 

@@ -12,7 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from infra import database
-from records import benchmark, deployments, evaluations, library, runs, snapshots, versions
+from records import (
+    batches,
+    benchmark,
+    deployments,
+    evaluations,
+    library,
+    objects,
+    runs,
+    snapshots,
+    versions,
+)
 
 WEAKEST = 10
 MOST_REFUSALS = 40
@@ -184,8 +194,8 @@ def batch_facts(batch_id: int) -> dict[str, Any]:
     """One batch: its counts, and every object or manifest row refused with its reason."""
     with database.connect().transaction() as session:
         return {
-            "batch": asdict(library.batch(session, batch_id)),
-            "refused": [asdict(one) for one in library.refusals(session, batch_id)],
+            "batch": asdict(batches.get(session, batch_id)),
+            "refused": [asdict(one) for one in batches.refusals(session, batch_id)],
         }
 
 
@@ -220,7 +230,7 @@ def write_data_docs(batch_id: int, folder: Path) -> list[Path]:
     from tasks.expectations import data_docs
 
     with database.connect().transaction() as session:
-        stored = library.validations(session, batch_id)
+        stored = batches.validations(session, batch_id)
     return [data_docs(suite, results, folder) for suite, results in stored]
 
 
@@ -232,14 +242,14 @@ def status_facts() -> dict[str, Any]:
         return {
             "champion": asdict(serving) if serving else None,
             "benchmark": asdict(frozen[0]) if frozen else None,
-            "objects": library.object_states(session),
+            "objects": objects.states(session),
             "classes": [asdict(one) for one in library.classes(session)],
-            "batches": [asdict(one) for one in library.batches(session, most=5)],
+            "batches": [asdict(one) for one in batches.newest(session, most=5)],
             "runs": [asdict(one) for one in runs.listed(session, most=5)],
             "deployments": [asdict(one) for one in deployments.log(session, most=5)],
             "quarantine": [
                 {"expectation": name, "count": count, "example": example}
-                for name, count, example in library.quarantine_reasons(session)
+                for name, count, example in batches.quarantine_reasons(session)
             ],
             "label_changes": library.label_changes(session, most=5),
         }

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
-from records.library import NEAR_BITS
+from records.nearness import near
 from records.tables import Benchmark, BenchmarkImage
 
 
@@ -139,18 +139,9 @@ def leaks(session: Session, images: list[Frozen]) -> dict[str, str]:
     rows = ((one.sha256, one.dhash, one.dhash_mirror) for one in images)
     copy_rows(session, "frozen", ["sha256", "dhash", "dhash_mirror"], rows)
     session.execute(text("ANALYZE frozen"))
-    near = " UNION ".join(
-        f"""
-        SELECT f.sha256, 'near ' || i.sha256 || ' of the library'
-        FROM frozen f JOIN images i
-          ON ((i.dhash >> {shift}) & 65535) = ((f.{column} >> {shift}) & 65535)
-        WHERE bit_count((i.dhash # f.{column})::bit(64)) <= {NEAR_BITS}
-        """  # noqa: S608  (constants of this module)
-        for column in ("dhash", "dhash_mirror")
-        for shift in (48, 32, 16, 0)
-    )
+    why_near = "n.sha256, 'near ' || s.sha256 || ' of the library'"
     found: dict[str, str] = {}
-    for sha256, why in session.execute(text(near)):
+    for sha256, why in session.execute(text(near(why_near, "frozen", "images"))):
         found[sha256] = why
     exact = text(
         """

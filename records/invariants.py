@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from infra.database import Database
 from infra.storage import Gone, Storage
 from records import benchmark, versions
-from records.library import NEAR_BITS
+from records.nearness import NEAR_BITS
 from records.tables import Base
 
 MOST_SHOWN = 5  # rows named in one sentence; the rest is counted

@@ -11,7 +11,7 @@ from infra import database, settings, storage
 from infra.storage import Listed, bad_key
 from records import benchmark, deployments
 from records.benchmark import BadBenchmark, BenchmarkRow, Frozen
-from records.library import normalised
+from records.objects import normalised
 from tasks import checkpoints
 from tasks.evaluation import evaluate_benchmark
 from tasks.progress import progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infra import database, settings
-from records import benchmark, evaluations, library, runs, versions
+from records import batches, benchmark, evaluations, objects, runs, versions
 from tasks import checkpoints, pixels, snapshot
 from tasks.step import reading, timed
 from tasks.training import machine
@@ -48,7 +48,7 @@ def _evaluate_splits(run_id: int, version_id: int, digest: str, loaded: Loaded) 
     for split in ("validation", "test"):
         images = listed.images[split]
         with database.connect().transaction() as session:
-            sources = library.sources(session, images)
+            sources = objects.sources(session, images)
         answers = answer(loaded, dict(sources), images, listed.labels[split])
         _keep(run_id, version_id, split, answers)
         count += len(images)
@@ -58,8 +58,8 @@ def _evaluate_splits(run_id: int, version_id: int, digest: str, loaded: Loaded) 
 def _evaluate_batch(run_id: int, version_id: int, batch_id: int, loaded: Loaded) -> int:
     """New images; those of them that trained flatter, and the test split does not."""
     with database.connect().transaction() as session:
-        rows = list(library.images_of_batch(session, batch_id))
-        sources = library.sources(session, [sha256 for sha256, _, _ in rows])
+        rows = list(batches.images_of_batch(session, batch_id))
+        sources = objects.sources(session, [sha256 for sha256, _, _ in rows])
     rows = [row for row in rows if row[0] in sources]
     if not rows:
         return 0

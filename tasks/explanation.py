@@ -10,7 +10,7 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from infra import database, settings
-from records import benchmark, evaluations, library, runs, versions
+from records import benchmark, evaluations, objects, runs, versions
 from records.evaluations import GradCamRow, Told
 from tasks import checkpoints, pixels
 from tasks.step import reading, timed
@@ -144,7 +144,7 @@ def sources_of(images: list[str]) -> dict[str, tuple[str, str | None]]:
     """Where the bytes of these images lie, whether library or benchmark has them."""
     found: dict[str, tuple[str, str | None]] = {}
     with database.connect().transaction() as session:
-        found.update(library.sources(session, images))
+        found.update(objects.sources(session, images))
         found.update({sha: (key, None) for sha, key in benchmark.keys(session, images).items()})
     return found
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from infra import database, settings, storage
 from infra.storage import Changed, Gone, Listed, StorageError, bad_key
-from records import deployments, library, runs, versions
-from records.library import (
+from records import batches, deployments, objects, runs, versions
+from records.objects import (
     LABELLED,
     MANIFESTS,
     ListedObject,
@@ -72,23 +72,23 @@ def _list_new(run_id: int) -> Intake:
     store = storage.connect()
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
-        batch_id = library.open_batch(session)
+        batch_id = batches.open_batch(session)
         runs.note(session, run_id, batch_id=batch_id)
         for listed in store.list(MANIFESTS):
             if not listed.key.endswith((".csv", ".jsonl")):
                 continue
-            if not library.manifest_is_known(session, listed.key, listed.etag):
+            if not objects.manifest_is_known(session, listed.key, listed.etag):
                 entries = read_manifest(listed.key, store.read(listed.key, listed.etag))
-                library.record_manifest(session, batch_id, listed.key, listed.etag, entries)
-        count = library.record_listing(
+                objects.record_manifest(session, batch_id, listed.key, listed.etag, entries)
+        count = objects.record_listing(
             session, store.bucket, batch_id, map(_labelled, _images(store.list(LABELLED)))
         )
-        library.drop_gone(session, batch_id)
+        objects.drop_gone(session, batch_id)
         champion = deployments.champion(session)
         if champion and count.gone:
             served = versions.get(session, champion.version_id).class_names
-            library.refuse_vanished_classes(session, served)
-        empty = library.drop_empty_batch(session, batch_id)
+            objects.refuse_vanished_classes(session, served)
+        empty = batches.drop_empty_batch(session, batch_id)
     return Intake(None if empty else batch_id, count.listed, count.new, count.gone)
 
 
@@ -114,7 +114,7 @@ def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
     """Read and measure every waiting object in parallel; pixels go straight into the cache."""
     store = storage.connect()
     with database.connect().transaction() as session:
-        newcomers = library.waiting(session, batch_id)
+        newcomers = objects.waiting(session, batch_id)
     if not newcomers:
         return 0
     name = f"batch-{batch_id}-{newcomers[0].object_id}"
@@ -146,7 +146,7 @@ def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
             advance(done)
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
-        library.store_facts(session, measured)
+        objects.store_facts(session, measured)
     return len(measured)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from infra import database, settings, storage
-from records import library, runs, versions
+from records import objects, runs, versions
 from records.versions import EpochRow
 from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
@@ -89,7 +89,7 @@ def train_version(run_id: int, version_id: int) -> None:
 def _pixels_of(listed: Listed, plan: Plan) -> Pixels:
     images = [sha256 for split in listed.images.values() for sha256 in split]
     with database.connect().transaction() as session:
-        sources = library.sources(session, images)
+        sources = objects.sources(session, images)
     lost = [sha256 for sha256 in images if sha256 not in sources]
     held = pixels.cache().open(plan.geometry)
     if gone := held.missing(lost):

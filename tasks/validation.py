@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra import database
-from records import deployments, evaluations, library, runs, versions
-from records.library import Accepted, Refused
+from records import batches, deployments, evaluations, library, objects, runs, versions
+from records.batches import Accepted, Refused
 from tasks import checkpoints, expectations
 from tasks.evaluation import answer
 from tasks.expectations import Candidate, Rules, Summary, Validation
@@ -37,14 +37,14 @@ def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
     """
     with timed(run_id, "validate") as facts:
         with database.connect().transaction() as session:
-            rows = library.frame_rows(session, batch_id)
+            rows = batches.frame_rows(session, batch_id)
             known = library.class_names(session)
             mix = library.class_mix(session)
-            let_in_by = library.decided_by(session, batch_id)
+            let_in_by = batches.decided_by(session, batch_id)
         if not rows:  # a manifest that says nothing new, or a step that had been done before
             with database.connect().transaction() as session:
                 runs.fence(session, run_id)
-                library.accept_batch(session, run_id, batch_id, [])
+                batches.accept_batch(session, run_id, batch_id, [])
             return Checked(0, 0, 0)
         candidates = [_candidate(row) for row in _labelled(rows, known)]
         frame = expectations.frame_of(candidates)
@@ -56,12 +56,12 @@ def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
         stopped = not batch.passed and let_in_by is None
         with database.connect().transaction() as session:
             runs.fence(session, run_id)
-            by_rows = library.store_validation(
+            by_rows = batches.store_validation(
                 session, batch_id, "images", images.passed, images.results
             )
-            library.store_validation(session, batch_id, "batch", batch.passed, batch.results)
+            batches.store_validation(session, batch_id, "batch", batch.passed, batch.results)
             if stopped:
-                library.refuse_batch(session, batch_id, "; ".join(batch.sentences))
+                batches.refuse_batch(session, batch_id, "; ".join(batch.sentences))
             else:
                 _take_in(session, run_id, batch_id, rows, candidates, images, by_rows)
         facts.update(images=len(rows), accepted=len(good), quarantined=len(images.reasons))
@@ -202,7 +202,7 @@ def _disagreement(champion_id: int, good: list[dict[str, Any]]) -> tuple[int, in
         return 0, 0
     sources: dict[str, tuple[str, str | None]] = {}
     with database.connect().transaction() as session:
-        sources.update(library.sources(session, list(judged)))
+        sources.update(objects.sources(session, list(judged)))
     images = sorted(sources)
     answers = answer(loaded, sources, images, [judged[sha256]["label"] for sha256 in images])
     confident = answers.confidence >= CONFIDENT
@@ -260,6 +260,6 @@ def _take_in(
                     relabels=row["relabels"] is not None,
                 )
             )
-    library.quarantine(session, refused, validation_id)
-    library.withdraw_conflicts(session, run_id, conflicts)
-    library.accept_batch(session, run_id, batch_id, accepted)
+    batches.quarantine(session, refused, validation_id)
+    batches.withdraw_conflicts(session, run_id, conflicts)
+    batches.accept_batch(session, run_id, batch_id, accepted)

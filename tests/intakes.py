@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from infra.database import Database
 from infra.storage import Storage
-from records import library, runs
+from records import objects, runs
 from tasks.expectations import Rules
 from tasks.intake import Intake, take_in_new_images
 from tasks.validation import Checked, check_batch, settle_gone
@@ -110,6 +110,6 @@ def label(database: Database, key: str) -> tuple[str, str, str] | None:
 
 def all_accounted(database: Database, storage: Storage) -> bool:
     """Whether every object that S3 lists under labelled/ has exactly one known state."""
-    listed = sum(bool(one.size) or one.key[-1] != "/" for one in storage.list(library.LABELLED))
+    listed = sum(bool(one.size) or one.key[-1] != "/" for one in storage.list(objects.LABELLED))
     with database.transaction() as session:
-        return sum(library.object_states(session).values()) == listed
+        return sum(objects.states(session).values()) == listed

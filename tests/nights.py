@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pictures
 
-from records.library import LABELLED
+from records.objects import LABELLED
 from tasks import benchmark
 from tasks.benchmark import BENCHMARK
 from tasks.loading import load_folder

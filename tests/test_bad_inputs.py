@@ -29,10 +29,10 @@ from infra.database import Database, Unreachable
 from infra.settings import BadSettings
 from infra.storage import Storage, StorageError
 from records import benchmark as frozen
-from records import deployments, library, versions
+from records import deployments, objects, versions
 from records.benchmark import BadBenchmark
 from records.invariants import check_invariants
-from records.library import ClassVanished
+from records.objects import ClassVanished
 from tasks import benchmark, checkpoints, intake, pixels
 from tasks.expectations import BadRules, Rules
 from tasks.intake import BadManifest
@@ -650,13 +650,13 @@ def test_a_folder_loads_what_it_can_and_names_the_rest(
         path.write_bytes(b"" if "empty" in name else picture(number))
     (tmp_path / "nobody").mkdir()
     os.mkfifo(tmp_path / "ring" / "pipe.png")
-    loaded = load_folder(tmp_path, library.LABELLED)
+    loaded = load_folder(tmp_path, objects.LABELLED)
     assert (loaded.images, loaded.classes, loaded.empty_classes) == (4, 4, ("nobody",))
     assert len(loaded.skipped) == len(bad)
     for problem in bad.values():
         assert sum(problem in line for line in loaded.skipped) == 1, problem
     assert all(line.isprintable() and line.encode() for line in loaded.skipped)
-    assert {one.key for one in storage.list()} == {library.LABELLED + name for name in good}
+    assert {one.key for one in storage.list()} == {objects.LABELLED + name for name in good}
     take_in(database)
     assert intakes.label(database, "labelled/lion/male/1.png") == ("lion", "male", "train")
 
@@ -669,6 +669,6 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "only loose files").mkdir()
     (tmp_path / "only loose files" / "1.png").write_bytes(picture(1))
     with pytest.raises(BadFolder) as caught:
-        load_folder(tmp_path / name, library.LABELLED)
+        load_folder(tmp_path / name, objects.LABELLED)
     assert str(caught.value).isprintable()
     assert name in str(caught.value)

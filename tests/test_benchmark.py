@@ -10,11 +10,11 @@ from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
 from infra.storage import Storage
+from records import batches
 from records import benchmark as rows
-from records import library
+from records.batches import Accepted, BenchmarkGrew
 from records.benchmark import BadBenchmark, NoBenchmark
 from records.invariants import check_invariants
-from records.library import Accepted, BenchmarkGrew
 from tasks import benchmark, intake
 
 
@@ -116,7 +116,7 @@ def test_a_benchmark_that_grows_while_a_batch_is_judged_lets_no_copy_in(
     batch_id = intake.take_in_new_images.fn(run_id, intakes.PLAN).batch_id
     assert batch_id is not None
     with database.transaction() as session:
-        found = library.frame_rows(session, batch_id)
+        found = batches.frame_rows(session, batch_id)
     assert [row["near_benchmark"] for row in found] == [None, None]
     put(storage, "benchmark/ring/2.png", png(photograph(7)))
     benchmark.grow("Zoë", "meanwhile")
@@ -128,7 +128,7 @@ def test_a_benchmark_that_grows_while_a_batch_is_judged_lets_no_copy_in(
         pytest.raises(BenchmarkGrew, match=r"benchmark/ring/2\.png came into the benchmark"),
         database.transaction() as session,
     ):
-        library.accept_batch(session, run_id, batch_id, accepted)
+        batches.accept_batch(session, run_id, batch_id, accepted)
     assert query(database, "SELECT * FROM images") == []
     take_in(database)
     assert "not_near_benchmark" in reasons(database, "labelled/ring/near.jpg")

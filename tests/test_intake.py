@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
 from infra.storage import Storage
-from records import library
+from records import batches
 from records.invariants import check_invariants
-from records.library import SPLIT_CYCLE
+from records.splits import SPLIT_CYCLE
 from tasks import benchmark, snapshot
 from tasks.expectations import Rules
 from tasks.intake import read_manifest
@@ -495,16 +495,16 @@ def test_a_refused_batch_comes_in_by_a_persons_word(
 ) -> None:
     """Accepted, its good objects enter with the next night and its bad ones are quarantined."""
     with database.transaction() as session:
-        library.reopen_batch(session, refused, "Zoë", "one broken upload")
+        batches.reopen_batch(session, refused, "Zoë", "one broken upload")
     checked = take_in(database, CAREFUL).checked
     assert checked is not None
     assert (checked.accepted, checked.quarantined, checked.refused) == (2, 3, None)
     assert state(database, "labelled/ring/3.png") == "accepted"
     with (
-        pytest.raises(library.UnknownBatch, match="is not a refused batch"),
+        pytest.raises(batches.UnknownBatch, match="is not a refused batch"),
         database.transaction() as session,
     ):
-        library.reopen_batch(session, refused, "Zoë", "again")
+        batches.reopen_batch(session, refused, "Zoë", "again")
     check_invariants(database, storage)
 
 
@@ -516,7 +516,7 @@ def test_an_accepted_batch_that_was_emptied_is_closed(
         if one.key not in {f"labelled/ring/{seed}.png" for seed in range(3)}:
             storage.delete(one.key)
     with database.transaction() as session:
-        library.reopen_batch(session, refused, "Zoë", "all well")
+        batches.reopen_batch(session, refused, "Zoë", "all well")
     assert take_in(database).intake.batch_id is None
     fill(storage, "ring", range(8, 9))
     checked = take_in(database).checked
@@ -534,12 +534,12 @@ def test_two_refused_batches_are_let_in_one_after_the_other(
     other = take_in(database, CAREFUL).intake.batch_id
     assert other is not None
     with database.transaction() as session:
-        library.reopen_batch(session, refused, "Zoë", "first")
+        batches.reopen_batch(session, refused, "Zoë", "first")
     with (
-        pytest.raises(library.UnknownBatch, match=f"batch {refused} is still open"),
+        pytest.raises(batches.UnknownBatch, match=f"batch {refused} is still open"),
         database.transaction() as session,
     ):
-        library.reopen_batch(session, other, "Zoë", "second")
+        batches.reopen_batch(session, other, "Zoë", "second")
 
 
 def test_a_reverted_refused_batch_stays_out(
@@ -547,7 +547,7 @@ def test_a_reverted_refused_batch_stays_out(
 ) -> None:
     """Its objects are quarantined by the person's word and never come in by themselves."""
     with database.transaction() as session:
-        assert library.revert_batch(session, refused, "Zoë", "swapped") == 0
+        assert batches.revert_batch(session, refused, "Zoë", "swapped") == 0
     assert reasons(database, "labelled/ring/3.png") == {
         "batch_reverted": f"batch {refused} was reverted by Zoë: swapped"
     }
@@ -573,8 +573,8 @@ def test_a_reverted_batch_leaves_every_later_snapshot(
     batch = take_in(database).intake.batch_id
     assert batch is not None
     with database.transaction() as session:
-        assert library.revert_batch(session, batch, "Zoë", "a mistake") == 7
-        assert library.revert_batch(session, batch, "Zoë", "twice") == 0
+        assert batches.revert_batch(session, batch, "Zoë", "a mistake") == 7
+        assert batches.revert_batch(session, batch, "Zoë", "twice") == 0
     check_invariants(database, storage)
     take_in(database)
     after = snapshot.freeze_snapshot.fn(intakes.begin(database), plan)
@@ -591,7 +591,7 @@ def test_a_reverted_batch_leaves_every_later_snapshot(
     assert again[0] == "ring"
     check_invariants(database, storage)
     with (
-        pytest.raises(library.UnknownBatch, match="there is no batch 999"),
+        pytest.raises(batches.UnknownBatch, match="there is no batch 999"),
         database.transaction() as session,
     ):
-        library.revert_batch(session, 999, "Zoë", "what")
+        batches.revert_batch(session, 999, "Zoë", "what")

@@ -7,8 +7,9 @@ from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
 from infra.storage import Storage
-from records import library
-from records.library import SPLIT_CYCLE, label_of, normalised
+from records import batches, library, objects
+from records.objects import label_of, normalised
+from records.splits import SPLIT_CYCLE
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_counts_say_what_is_there(database: Database, storage: Storage) -> None:
     assert taken.intake.batch_id is None
     with database.transaction() as session:
         (ring,) = library.classes(session)
-        (batch,) = library.batches(session)
-        states = library.object_states(session)
-        (reason,) = library.quarantine_reasons(session)
+        (batch,) = batches.newest(session)
+        states = objects.states(session)
+        (reason,) = batches.quarantine_reasons(session)
     assert (ring.usable, ring.withdrawn, ring.held) == (3, 1, 0)
     assert ring.train + ring.validation + ring.test == 3
     assert (batch.state, batch.accepted, batch.quarantined, batch.images) == ("accepted", 4, 1, 4)

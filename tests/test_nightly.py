@@ -16,9 +16,9 @@ from infra import storage as storage_module
 from infra.database import Database
 from infra.embedded import Addresses
 from infra.storage import Gone, Storage
-from records import library
+from records import objects
 from records.benchmark import NoBenchmark
-from records.library import LABELLED
+from records.objects import LABELLED
 from records.versions import checkpoint_key
 from tasks import benchmark
 from tasks.benchmark import BENCHMARK
@@ -118,7 +118,7 @@ def test_a_night_leaves_its_figures(story: Story) -> None:
         "evaluate", "benchmark", "judge", "explain", "deploy",
     ]  # fmt: skip
     with world.transaction() as session:
-        states = library.object_states(session)
+        states = objects.states(session)
     listed = sum(1 for _ in world.storage.list(LABELLED))
     [(facts,)] = world.ask("SELECT facts FROM run_steps WHERE run_id = 2 AND name = 'list'")
     assert sum(states.values()) == listed == facts["listed"]

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
 from infra.storage import Storage
-from records import library, snapshots
+from records import batches, snapshots
 from tasks import snapshot
 from tasks.snapshot import NothingToTrain
 from vision.plan import Plan
@@ -63,7 +63,7 @@ def test_a_snapshot_is_what_the_rules_choose(
 
     # what a person takes out is in no later snapshot, and what was frozen stays as it was
     with database.transaction() as session:
-        library.revert_batch(session, two_batches, "Zoë", "a mistake")
+        batches.revert_batch(session, two_batches, "Zoë", "a mistake")
     smaller = freeze(database, cutoff=5)
     assert smaller != digest
     left = {one for images in snapshot.read(smaller).images.values() for one in images}

@@ -6,7 +6,7 @@ from intakes import picture, put, query, reasons, state, take_in
 
 from infra.database import Database
 from infra.storage import Storage
-from records import library, runs
+from records import batches, runs
 from records.invariants import check_invariants
 from records.runs import Fenced
 from tasks.expectations import Rules
@@ -74,17 +74,17 @@ def test_a_batch_reverted_while_it_is_judged_stays_out(
     batch = take_in_new_images.fn(run_id, intakes.PLAN).batch_id
     assert batch is not None
     with database.transaction() as session:
-        (row,) = library.frame_rows(session, batch)
+        (row,) = batches.frame_rows(session, batch)
     with database.transaction() as session:
-        library.revert_batch(session, batch, "Zoë", "wrong folder")
-    accepted = library.Accepted(
+        batches.revert_batch(session, batch, "Zoë", "wrong folder")
+    accepted = batches.Accepted(
         row["object_id"], row["sha256"], "ring", "", "real", None, "Zoë", row["facts"]
     )
     with (
-        pytest.raises(library.UnknownBatch, match="was reverted while it was judged"),
+        pytest.raises(batches.UnknownBatch, match="was reverted while it was judged"),
         database.transaction() as session,
     ):
-        library.accept_batch(session, run_id, batch, [accepted])
+        batches.accept_batch(session, run_id, batch, [accepted])
     assert list(reasons(database, "labelled/ring/1.png")) == ["batch_reverted"]
     check_invariants(database, storage)
 

@@ -5,8 +5,8 @@ from the plan's seed and the epoch's number, so a run that was killed and resume
 same bits as one that was not.
 """
 
-import ctypes
 import copy
+import ctypes
 import hashlib
 import json
 import logging
