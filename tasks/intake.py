@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from infra import database, settings, storage
-from infra.storage import Changed, Gone, Listed, StorageError, bad_key
+from infra.storage import Changed, Gone, Listed, bad_key
 from records import batches, deployments, objects, runs, versions
 from records.objects import (
     LABELLED,
@@ -125,10 +125,8 @@ def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
         try:
             body = store.read(newcomer.key, newcomer.etag)
         except (Gone, Changed) as error:
-            return newcomer.object_id, None, unreadable(str(error))
-        except StorageError as error:
-            if error.temporary:
-                raise
+            # Any other fault of the store (keys that expired, say) is no fault of the image: it
+            # ends the night, and the next one goes on with this batch.
             return newcomer.object_id, None, unreadable(str(error))
         facts, pixels = examine(body, plan.geometry)
         if pixels is not None:
