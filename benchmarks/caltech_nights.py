@@ -65,8 +65,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", choices=sorted(MODELS), default="mobilenetv2")
-    parser.add_argument("--image-size", type=int, default=160)
-    parser.add_argument("--epochs", type=int, nargs=2, default=(10, 10), metavar="N")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, nargs=2, default=(12, 12), metavar="N")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "caltech-nights.md")
     given = parser.parse_args()
 
@@ -107,7 +107,7 @@ def play(data: Path, model: str, size: int, epochs: tuple[int, ...]) -> list[Tol
         image_size=size,
         epochs=epochs[0],
         learning_rate=2e-3,
-        backbone_learning_rate=3e-4,
+        backbone_learning_rate=2e-4,
         batch_norm="eval",
         cutoff=20,
         augmentation=Augmentation(rotation=5.0),
@@ -216,7 +216,7 @@ def logistic_regression(facts: dict[str, Any]) -> dict[str, Any]:
         parts = []
         for start in range(0, len(images), 64):
             stored = np.ascontiguousarray(held.gather(images[start : start + 64]))
-            batch = centre(torch.from_numpy(stored).permute(0, 3, 1, 2), plan.image_size)
+            batch = centre(torch.from_numpy(stored), plan.image_size)
             with torch.inference_mode():
                 whole = network.forward_features((batch - mean) / std)
                 parts.append(network.forward_head(whole, pre_logits=True).numpy())

@@ -20,9 +20,12 @@ BENCHMARK_SHARE = 0.2  # of each class's images, before any training sees them
 FIRST_NIGHT_SHARE = 0.6  # of the rest of a known class; the others come in the second night
 SHUFFLED = 80  # most images with another class's label in the third night
 
+# A network small enough for two cores. Its last layer would be a single cell at this size, and
+# Grad-CAM a plain red square; with a stride of 8 it is 6 x 6.
 DIGITS = Plan(
     architecture="test_resnet",
-    image_size=32,
+    arguments={"output_stride": 8},
+    image_size=48,
     crop=1.0,
     epochs=20,
     batch_size=32,
@@ -31,8 +34,9 @@ DIGITS = Plan(
     # A digit that is mirrored or turned far is another digit, or none.
     augmentation=Augmentation(flip=False, scale=0.85, rotation=8.0, saturation=0.0),
 )
-PHOTOGRAPHS = Plan(architecture="test_resnet", image_size=96, epochs=20, learning_rate=3e-3,
-                   cutoff=10)  # fmt: skip
+PHOTOGRAPHS = replace(
+    DIGITS, image_size=96, crop=0.875, cutoff=10, augmentation=Augmentation(), dropout=0.2
+)
 WARM_EPOCHS = 8
 
 
