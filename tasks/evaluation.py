@@ -136,8 +136,13 @@ def runtime() -> dict[str, Any]:
 
 def told(facts: dict[str, Any]) -> str:
     """A runtime as one text, to compare with another."""
-    libraries = ", ".join(f"{name} {number}" for name, number in sorted(facts["libraries"].items()))
-    return f"{facts['device']} on {facts['gpu'] or facts['processor']} with {libraries}"
+    parts: list[str] = []
+    for name, value in sorted(facts.items()):
+        if isinstance(value, dict):
+            parts += [f"{inner} {its}" for inner, its in sorted(value.items())]
+        elif value is not None:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
 
 
 def _measure_latency(run_id: int, version_ids: list[int]) -> None:
