@@ -301,8 +301,14 @@ def section(one: Told) -> list[str]:
     lines += ["", "| check | verdict | why |", "|---|---|---|"]
     lines += [f"| {c['name']} | {c['verdict']} | {c['sentence']} |" for c in facts["checks"]]
     speed = np.median([epoch["images_per_second"] for epoch in facts["epochs"]])
-    lines += ["", f"Training ran at {speed:.0f} images/s (median of the epochs), the whole night "
-              f"took {one.seconds:.0f} s:", "", "| step | seconds | counts |", "|---|---:|---|"]  # fmt: skip
+    lines += [
+        "",
+        f"Training ran at {speed:.0f} images/s (median of the epochs), the whole night took "
+        f"{one.seconds:.0f} s:",
+        "",
+        "| step | seconds | counts |",
+        "|---|---:|---|",
+    ]
     for step in facts["steps"]:
         counts = ", ".join(f"{name} {value}" for name, value in step["facts"].items())
         lines.append(f"| {step['name']} | {step['seconds']:.1f} | {counts} |")
