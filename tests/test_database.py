@@ -1,6 +1,5 @@
 """Postgres: transactions, COPY, migrations, and the lock that only one process can hold."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -65,23 +64,26 @@ def test_times_are_utc(empty: Database) -> None:
 
 def test_engine_survives_a_fork(empty: Database) -> None:
     """A forked worker gets connections of its own and leaves the parent's alone."""
-    query = text("SELECT pg_backend_pid()")
-    with empty.transaction() as session:
-        ours = session.scalar(query)
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-
-    def work() -> None:
-        with empty.transaction() as session:
-            answers.put(session.scalar(query))
-
-    worker = context.Process(target=work)
-    worker.start()
-    worker.join(30)
-    assert worker.exitcode == 0
-    assert answers.get() != ours
-    with empty.transaction() as session:
-        assert session.scalar(query) == ours
+    # In a process of its own: other tests have started threads here, which do not survive a fork.
+    script = """
+import multiprocessing, sys
+from sqlalchemy import text
+from infra.database import Database
+database = Database(sys.argv[1])
+def mine():
+    with database.transaction() as session:
+        return session.scalar(text("SELECT pg_backend_pid()"))
+ours = mine()
+context = multiprocessing.get_context("fork")
+answers = context.SimpleQueue()
+worker = context.Process(target=lambda: answers.put(mine()))
+worker.start()
+worker.join(30)
+assert worker.exitcode == 0
+assert answers.get() != ours
+assert mine() == ours
+"""
+    subprocess.run([sys.executable, "-c", script, empty.url], check=True, timeout=60)
 
 
 def test_lost_connections_are_replaced(empty: Database) -> None:

@@ -61,6 +61,8 @@ def open_folder() -> Path:
 def apart() -> Iterator[Settings]:
     """Have services of their own for tests that kill; started by two processes at once."""
     settings = Settings(state_dir=open_folder() / "made" / "state")
+    # A Prefect server that other tests use would count as configured here.
+    configured = os.environ.pop("PREFECT_API_URL", None)
     starters = [start_elsewhere(settings.state_dir) for _ in range(2)]
     try:
         outputs = [starter.communicate(timeout=60) for starter in starters]
@@ -71,6 +73,8 @@ def apart() -> Iterator[Settings]:
     finally:
         embedded.down(settings)
         shutil.rmtree(settings.state_dir.parent.parent)
+        if configured:
+            os.environ["PREFECT_API_URL"] = configured
 
 
 def services_of(settings: Settings) -> dict[str, ServiceState]:

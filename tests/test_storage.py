@@ -1,9 +1,10 @@
 """S3: objects are written once, read whole or not at all, and every failure is one line."""
 
 import hashlib
-import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
@@ -121,16 +122,24 @@ def test_copy_keeps_the_bytes(storage: Storage) -> None:
 def test_client_works_after_a_fork(storage: Storage) -> None:
     """A forked worker uses connections of its own."""
     storage.write("image", b"bytes")
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    workers = [context.Process(target=lambda: answers.put(storage.read("image"))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    assert storage.read("image") == b"bytes"
-    for worker in workers:
-        worker.join(30)
-        assert worker.exitcode == 0
-        assert answers.get() == b"bytes"
+    # In a process of its own: other tests have started threads here, which do not survive a fork.
+    script = """
+import multiprocessing
+from infra import storage
+store = storage.connect()
+assert store.read("image") == b"bytes"
+context = multiprocessing.get_context("fork")
+answers = context.SimpleQueue()
+workers = [context.Process(target=lambda: answers.put(store.read("image"))) for _ in range(2)]
+for worker in workers:
+    worker.start()
+assert store.read("image") == b"bytes"
+for worker in workers:
+    worker.join(30)
+    assert worker.exitcode == 0
+    assert answers.get() == b"bytes"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_wrong_keys_are_one_line(services: embedded.Addresses, storage: Storage) -> None:
