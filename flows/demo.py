@@ -92,7 +92,6 @@ def play(images: Path | None) -> None:
         console.rule(f"[bold]Night 1: {len(story.first)} classes, from scratch")
         _upload(story.first, LABELLED)
         first = nightly(plan=replace(story.plan, recipe="scratch"))
-        console.print(first.reason)
         if first.state != "deployed":
             raise BadDemo(
                 "the demo's small network does not learn these images well enough to serve, so the "
@@ -104,13 +103,12 @@ def play(images: Path | None) -> None:
         benchmark.grow(people, f"{story.newcomer} is new")
         _upload(story.second, LABELLED)
         warm = replace(story.plan, epochs=WARM_EPOCHS, learning_rate=story.plan.learning_rate / 3)
-        console.print(nightly(plan=warm).reason)
+        nightly(plan=warm)
 
         console.rule("[bold]Night 3: a batch with shuffled labels")
         before = _champion()
         _upload(story.third, LABELLED)
         outcome = nightly(plan=warm)
-        console.print(outcome.reason)
         untouched = _champion() == before
         console.print(
             f"version {before} still serves" if untouched else "[red]the champion changed[/red]"
@@ -180,13 +178,14 @@ def _digits(folder: Path) -> Path:
 def _upload(files: dict[str, list[Path]], prefix: str) -> None:
     from tasks.loading import load_folder
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / prefix.rstrip("/")  # its name stands in the progress bar
         for name, some in files.items():
-            place = Path(folder) / name
-            place.mkdir()
+            place = folder / name
+            place.mkdir(parents=True)
             for path in some:
                 (place / path.name).symlink_to(path.resolve())
-        load_folder(Path(folder), prefix)
+        load_folder(folder, prefix)
 
 
 def _champion() -> int | None:
