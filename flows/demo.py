@@ -35,9 +35,12 @@ DIGITS = Plan(
     augmentation=Augmentation(flip=False, scale=0.85, rotation=8.0, saturation=0.0),
 )
 PHOTOGRAPHS = replace(
-    DIGITS, image_size=96, crop=0.875, cutoff=10, augmentation=Augmentation(), dropout=0.2
+    DIGITS, image_size=96, crop=0.875, cutoff=10, augmentation=Augmentation(), label_smoothing=0.0
 )
-WARM_EPOCHS = 8
+# A small folder is gone through more often: what counts is how many steps the network takes.
+IMAGES_SEEN = 14_000
+FEWEST_EPOCHS, MOST_EPOCHS = 12, 100
+WARM_SHARE = 0.4  # of the first night's epochs
 MOST_CLASSES = 9
 FEWEST_EACH, MOST_EACH = 20, 200  # images of a class; the story is short, whatever the folder has
 
@@ -102,7 +105,8 @@ def play(images: Path | None) -> None:
         _upload(story.benchmark_growth, BENCHMARK)
         benchmark.grow(people, f"{story.newcomer} is new")
         _upload(story.second, LABELLED)
-        warm = replace(story.plan, epochs=WARM_EPOCHS, learning_rate=story.plan.learning_rate / 3)
+        epochs = round(story.plan.epochs * WARM_SHARE)
+        warm = replace(story.plan, epochs=epochs, learning_rate=story.plan.learning_rate / 3)
         nightly(plan=warm)
 
         console.rule("[bold]Night 3: a batch with shuffled labels")
@@ -149,6 +153,7 @@ def _story(folder: Path, plan: Plan) -> Story:
     spare = {name: max(3, min(len(later[name]) // 2, SHUFFLED // len(old))) for name in old}
     wrong = {name: old[(place + 1) % len(old)] for place, name in enumerate(old)}
     smallest = min(len(some) for some in first.values())
+    images = sum(len(some) for some in first.values())
     return Story(
         benchmark={name: files[name][: held[name]] for name in old},
         first=first,
@@ -156,7 +161,11 @@ def _story(folder: Path, plan: Plan) -> Story:
         third={wrong[name]: later[name][: spare[name]] for name in old},
         benchmark_growth={newcomer: files[newcomer][: held[newcomer]]},
         newcomer=newcomer,
-        plan=replace(plan, cutoff=min(plan.cutoff, smallest)),
+        plan=replace(
+            plan,
+            cutoff=min(plan.cutoff, smallest),
+            epochs=min(MOST_EPOCHS, max(FEWEST_EPOCHS, IMAGES_SEEN // images)),
+        ),
     )
 
 
