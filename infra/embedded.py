@@ -549,7 +549,10 @@ def _s3(state: _State) -> _Service:
             "GOMEMLIMIT": "256MiB",
         },
         folder=state.s3_data,
-        answers=lambda: _http_status(ports["s3"], f"/{state.bucket}") == 403,
+        answers=lambda: (
+            _http_status(ports["s3"], f"/{state.bucket}") == 403
+            and _has_volumes(ports["master"])
+        ),
         patience_seconds=60,
     )
 
@@ -605,6 +608,17 @@ def _http_status(port: int, path: str) -> int | None:
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
             return None
+
+
+def _has_volumes(master_port: int) -> bool:
+    """Whether weed's master knows its volume server: before that, reading objects gives 500."""
+    with closing(http.client.HTTPConnection(HOST, master_port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/dir/status")
+            status = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+    return bool(status.get("Topology", {}).get("Max", 0))
 
 
 def _database_answers(state: _State, name: str) -> bool:
