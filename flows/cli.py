@@ -75,6 +75,11 @@ def _quiet_libraries() -> None:
     # processes on one machine train at a quarter of their speed (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # The page of a run has the whole traceback; here an error is one line.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # What the steps tell stands on the Prefect page of the run, too.
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "regraft,vision")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -147,7 +152,7 @@ def serve(
     _prefect()
     # A night that nobody watches tells its steps on its Prefect page, and to the service's log.
     os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "regraft")
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "NOTSET"
     # Prefect stores the error of a failed flow whatever the flow says; at least not as a pickle.
     os.environ.setdefault("PREFECT_RESULTS_DEFAULT_SERIALIZER", "json")
     from flows import deployments
@@ -453,13 +458,18 @@ def _say_as_it_goes(wanted: bool) -> None:
     """Let the steps tell what they do, on standard error."""
     import logging
 
+    epochs = logging.getLogger("vision")  # for the page alone: here there is a bar
+    epochs.setLevel(logging.INFO)
+    epochs.propagate = False
     log = logging.getLogger("regraft")
-    log.setLevel(logging.INFO if wanted else logging.WARNING)
-    if not log.handlers:
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    # Prefect adds a handler of its own, which sends the lines to the page of the run.
+    if not any(type(one) is logging.StreamHandler for one in log.handlers):
         handler = logging.StreamHandler()
+        handler.setLevel(logging.INFO if wanted else logging.WARNING)
         handler.setFormatter(logging.Formatter("  %(message)s"))
         log.addHandler(handler)
-        log.propagate = False
 
 
 def _done(facts: dict[str, Any], line: str, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows import profile
 from infra import database
 from records import (
     batches,
@@ -26,6 +27,7 @@ from records import (
 
 WEAKEST = 10
 MOST_REFUSALS = 40
+BAR = 16  # characters for a whole night
 
 
 def table(columns: list[str], rows: Iterable[Iterable[str | None]], title: str = "") -> None:
@@ -47,7 +49,8 @@ def percent(share: float | None) -> str:
 
 
 def version_facts(version_id: int) -> dict[str, Any]:
-    """Everything about one version."""
+    """Everything about one version; `steps` and `profile` are those of its newest night."""
+    night = profile.of_version(version_id)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         judged = deployments.verdict(session, version_id)
@@ -69,25 +72,37 @@ def version_facts(version_id: int) -> dict[str, Any]:
             "snapshot": [
                 asdict(one) for one in snapshots.class_counts(session, version.snapshot_digest)
             ],
-            "steps": [asdict(one) for one in runs.steps(session, version.run_id)],
+            "steps": [asdict(one) for one in runs.steps(session, night.run_id)],
+            "profile": asdict(night),
             "gradcams": len(evaluations.gradcams(session, version_id)),
         }  # fmt: skip
+
+
+def _headline(what: str, facts: Iterable[str], reason: str | None) -> Console:
+    """Print what it is about in one line, why it came to this in the next, and a blank line."""
+    console = Console()
+    console.print(" · ".join([f"[bold]{what}[/bold]", *facts]))
+    if reason:
+        console.print(escape(reason))
+    console.print()
+    return console
 
 
 def show_version(version_id: int) -> None:
     """Print one version for people."""
     facts = version_facts(version_id)
     version = facts["version"]
-    console = Console()
-    parent = version["parent_id"]
-    console.print(
-        f"[bold]version {version_id}[/bold] · {version['purpose']} · {version['state']} · "
-        f"{version['architecture']} · {len(version['class_names'])} classes · from "
-        f"{f'version {parent}' if parent else 'no parent'}"
+    console = _headline(
+        f"version {version_id}",
+        (
+            version["purpose"],
+            version["state"],
+            version["architecture"],
+            f"{len(version['class_names'])} classes",
+            f"from version {parent}" if (parent := version["parent_id"]) else "from no parent",
+        ),
+        version["reason"],
     )
-    if version["reason"]:
-        console.print(escape(version["reason"]))
-    console.print()
     table(
         ["on", "images", "accuracy", "95% interval", "top 5", "calibration"],
         (
@@ -126,26 +141,14 @@ def show_version(version_id: int) -> None:
         "Weakest classes on test images",
     )
     _show_epochs(facts["epochs"])
-    total = sum(one["seconds"] for one in facts["steps"]) or 1.0
-    table(
-        ["step", "seconds", "", "counts"],
-        (
-            (
-                one["name"],
-                f"{one['seconds']:.1f}",
-                "█" * round(30 * one["seconds"] / total),
-                ", ".join(f"{name} {value}" for name, value in one["facts"].items()),
-            )
-            for one in facts["steps"]
-        ),
-        "Where the time went",
-    )
+    _show_profile(profile.of_version(version_id))
     short = [one for one in facts["snapshot"] if one["lacks"]]
     if short:
         named = ", ".join(f"{escape(one['class_name'])} lacks {one['lacks']}" for one in short[:20])
         console.print(f"Under the cutoff: {named}" + (" …" if len(short) > 20 else ""))
     console.print(
-        f"{facts['gradcams']} Grad-CAM maps: `regraft show {version_id} --pictures FOLDER`"
+        f"{facts['gradcams']} Grad-CAM maps and the night's profile as a picture: "
+        f"`regraft show {version_id} --pictures FOLDER`"
     )
 
 
@@ -174,20 +177,42 @@ def _show_epochs(epochs: list[dict[str, Any]]) -> None:
     )
 
 
+def _show_profile(night: profile.Profile) -> None:
+    """Each step of the night, its share as a bar, and what it handled."""
+    table(
+        ["step", "took", "", "share", "handled"],
+        (
+            (
+                f"  {one.name}" if one.inside else one.name,
+                profile.lasting(one.seconds),
+                ("░" if one.inside else "█") * max(1, round(BAR * night.share(one))),
+                f"{night.share(one):.1%}",
+                one.told,
+            )
+            for one in night.stretches
+        ),
+        f"Where the {profile.lasting(night.seconds)} of run {night.run_id} went",
+    )
+    if night.earlier:
+        named = ", ".join(str(one) for one in night.earlier)
+        Console().print(f"Not in it: run {named}, which worked on this version before and died\n")
+
+
 def write_pictures(version_id: int, folder: Path) -> int:
-    """Draw every stored Grad-CAM map of a version into a folder; answers how many."""
+    """Write the night's profile and every stored Grad-CAM map into a folder; answers how many."""
     from tasks import checkpoints
     from tasks.explanation import drawn
 
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "profile.png").write_bytes(profile.picture(version_id))
     with database.connect().transaction() as session:
         rows = evaluations.gradcams(session, version_id)
     loaded = checkpoints.load(version_id)
-    folder.mkdir(parents=True, exist_ok=True)
     for number, row in enumerate(rows):
         words = f"{number:03d} {row.reason} {row.label} as {row.predicted} for {row.target}"
         name = "".join(sign if sign.isalnum() or sign in " -_" else "_" for sign in words)
         drawn(loaded, row).save(folder / f"{name[:120]}.png")
-    return len(rows)
+    return len(rows) + 1
 
 
 def batch_facts(batch_id: int) -> dict[str, Any]:
@@ -203,15 +228,16 @@ def show_batch(batch_id: int) -> None:
     """Print one batch for people."""
     facts = batch_facts(batch_id)
     batch = facts["batch"]
-    console = Console()
-    console.print(
-        f"[bold]batch {batch_id}[/bold] · {batch['state']} · {batch['accepted']} accepted, "
-        f"{batch['quarantined']} quarantined, {batch['pending']} pending · "
-        f"{batch['images']} new images"
+    console = _headline(
+        f"batch {batch_id}",
+        (
+            batch["state"],
+            f"{batch['accepted']} accepted, {batch['quarantined']} quarantined, "
+            f"{batch['pending']} pending",
+            f"{batch['images']} new images",
+        ),
+        batch["reason"],
     )
-    if batch["reason"]:
-        console.print(escape(batch["reason"]))
-    console.print()
     if facts["refused"]:
         table(
             ["key", "expectation", "why"],
@@ -227,11 +253,17 @@ def show_batch(batch_id: int) -> None:
 
 def write_data_docs(batch_id: int, folder: Path) -> list[Path]:
     """Write the Data Docs of a batch's stored validations; answers the pages."""
-    from tasks.expectations import data_docs
+    from tasks import data_docs
 
     with database.connect().transaction() as session:
         stored = batches.validations(session, batch_id)
-    return [data_docs(suite, results, folder) for suite, results in stored]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suite, results in stored:
+        path = folder / f"{suite}.html"
+        path.write_text(data_docs.page(suite, results), encoding="utf-8")
+        paths.append(path)
+    return paths
 
 
 def status_facts() -> dict[str, Any]:

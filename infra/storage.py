@@ -205,10 +205,19 @@ class Storage:
             "find out who deletes it"
         )
 
-    def write(self, key: str, body: bytes | Path) -> None:
-        """Create or replace an object."""
+    def write(self, key: str, body: bytes | Path, content_type: str | None = None) -> None:
+        """Create or replace an object; a browser shows it as `content_type`."""
         self._check(key)
-        self._put(key, body)
+        self._put(key, body, **({"ContentType": content_type} if content_type else {}))
+
+    def link(self, key: str, days: float) -> str:
+        """An address under which anybody can read this one object for so many days, at most 7."""
+        self._check(key)
+        return self._client.generate_presigned_url(
+            "get_object",
+            Params={"Bucket": self.bucket, "Key": key},
+            ExpiresIn=round(days * 86400),
+        )
 
     def copy(self, from_key: str, to_key: str) -> None:
         """Copy an object inside the bucket without fetching it. Raises Gone."""

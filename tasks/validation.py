@@ -9,7 +9,7 @@ from typing import Any
 from infra import database
 from records import batches, deployments, evaluations, library, objects, runs, versions
 from records.batches import Accepted, Refused
-from tasks import checkpoints, expectations
+from tasks import checkpoints, data_docs, expectations
 from tasks.evaluation import answer
 from tasks.expectations import Candidate, Rules, Summary, Validation
 from tasks.step import reading, timed
@@ -65,6 +65,7 @@ def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
             else:
                 _take_in(session, run_id, batch_id, rows, candidates, images, by_rows)
         facts.update(images=len(rows), accepted=len(good), quarantined=len(images.reasons))
+    data_docs.publish(batch_id)
     if not stopped:
         return Checked(len(rows), len(good), len(images.reasons))
     why = (
