@@ -179,10 +179,15 @@ def nearness() -> str:
         ).one()
         reasons = batches.quarantine_reasons(session)
     refused = ", ".join(f"{count} by `{name}`" for name, count, _ in reasons) or "none"
+    false = (
+        f"{grouped[2]} of them with {grouped[3]} images span several classes, which makes them "
+        "false positives"
+        if grouped[2]
+        else "none of them spans several classes, which would be a false positive"
+    )
     return (
-        f"The hash has grouped {grouped[1]} library images into {grouped[0]} groups; "
-        f"{grouped[2]} groups with {grouped[3]} images span several classes, so those are false "
-        f"positives. In quarantine: {refused}."
+        f"The hash has grouped {grouped[1]} library images into {grouped[0]} groups; {false}. "
+        f"In quarantine: {refused}."
     )
 
 
