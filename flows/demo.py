@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infra import database, embedded, settings
-from records import deployments, versions
+from records import deployments, summaries
 from vision.plan import Augmentation, Plan
 
 SEED = 7
@@ -204,11 +204,11 @@ def _champion() -> int | None:
 
 
 def _epilogue(console: Console) -> None:
-    from flows.screens import percent, table
+    from flows.grid import table
+    from flows.screens import percent
 
     console.rule("[bold]What came of it")
-    with database.connect().transaction() as session:
-        rows = versions.summaries(session)
+    rows = summaries.of_versions()
     table(
         ["version", "from", "classes", "images", "test", "benchmark", "became"],
         (

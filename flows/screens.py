@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flows import profile
+from flows.grid import table
 from infra import database
 from records import (
     batches,
@@ -28,19 +28,6 @@ from records import (
 WEAKEST = 10
 MOST_REFUSALS = 40
 BAR = 16  # characters for a whole night
-
-
-def table(columns: list[str], rows: Iterable[Iterable[str | None]], title: str = "") -> None:
-    """Print a table as wide as the terminal."""
-    grid = Table(title=title or None, title_justify="left", header_style="bold", box=None,
-                 pad_edge=False)  # fmt: skip
-    for name in columns:
-        grid.add_column(name, overflow="fold")
-    for row in rows:
-        grid.add_row(*(cell or "" for cell in row))
-    console = Console()
-    console.print(grid)
-    console.print()
 
 
 def percent(share: float | None) -> str:
@@ -195,7 +182,7 @@ def _show_profile(night: profile.Profile) -> None:
     )
     if night.earlier:
         named = ", ".join(str(one) for one in night.earlier)
-        Console().print(f"Not in it: run {named}, which worked on this version before and died\n")
+        Console().print(f"Not in it: run {named}, which worked on this version before\n")
 
 
 def write_pictures(version_id: int, folder: Path) -> int:

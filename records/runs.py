@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from records.tables import Run, RunStep
+from records.tables import Run, RunStep, Version
 
 
 class Fenced(RuntimeError):
@@ -40,6 +40,7 @@ class StepRow:
     """One timed step of a run; `seconds` is wall time."""
 
     name: str
+    started_at: datetime
     seconds: float
     facts: dict[str, Any]
 
@@ -117,7 +118,7 @@ def add_step(
 
 def steps(session: Session, run_id: int) -> list[StepRow]:
     """The steps of a run in the order in which they began."""
-    query = select(RunStep.name, RunStep.seconds, RunStep.facts)
+    query = select(RunStep.name, RunStep.started_at, RunStep.seconds, RunStep.facts)
     query = query.where(RunStep.run_id == run_id).order_by(RunStep.started_at, RunStep.id)
     return [StepRow(*row) for row in session.execute(query)]
 
@@ -127,6 +128,14 @@ def listed(session: Session, most: int = 20) -> list[RunRow]:
     columns = [getattr(Run, name) for name in RunRow.__dataclass_fields__]
     query = select(*columns).order_by(Run.id.desc()).limit(most)
     return [RunRow(*row) for row in session.execute(query)]
+
+
+def of_version(session: Session, version_id: int) -> list[RunRow]:
+    """The runs that worked on a version, the newest first: a killed one leaves it to the next."""
+    columns = [getattr(Run, name) for name in RunRow.__dataclass_fields__]
+    began = select(Version.run_id).where(Version.id == version_id).scalar_subquery()
+    query = select(*columns).where(or_(Run.version_id == version_id, Run.id == began))
+    return [RunRow(*row) for row in session.execute(query.order_by(Run.id.desc()))]
 
 
 def by_flow_run(session: Session, flow_run_id: str) -> RunRow | None:

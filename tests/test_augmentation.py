@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import augmentation_pictures
 from vision.augmentation import augment, centre, seeds_of, uniform
 from vision.plan import Augmentation
 
@@ -133,3 +134,29 @@ def test_wrong_shapes_are_refused() -> None:
         centre(torch.zeros((1, 32, 31, 3), dtype=torch.uint8), 16)
     with pytest.raises(ValueError, match="seeds"):
         augment(pictures(2), STILL, 32, seeds)
+
+
+# How far ours may lie from torchvision's, in levels of 255: (on average, anywhere). A crop's
+# outermost line looks beyond the crop where torchvision's cannot.
+APART = {"scale": (0.5, 255.0)}
+
+
+@pytest.mark.parametrize(
+    "comparison", augmentation_pictures.comparisons(), ids=lambda comparison: comparison.name
+)
+def test_each_transformation_is_that_of_torchvision(
+    comparison: augmentation_pictures.Comparison,
+) -> None:
+    """On real photographs, torchvision with the parameters a seed drew gives the same pixels."""
+    seeds = [augmentation_pictures.telling_seed(comparison)]
+    if comparison.name not in ("scale", "flip"):  # other seeds crop between pixels, or not mirror
+        seeds += [1, 2, 3]
+    mean, most = APART.get(comparison.name, (0.02, 0.05))
+    for picture in augmentation_pictures.photographs():
+        for seed in seeds:
+            bent, theirs, _ = augmentation_pictures.compared(comparison, picture, seed)
+            levels = 255 * (bent - theirs).abs()
+            assert float(levels.mean()) <= mean
+            assert float(levels.max()) <= most
+            plain = picture.permute(2, 0, 1) / 255
+            assert float((bent - plain).abs().max()) > 0.01, "nothing was bent"

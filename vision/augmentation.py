@@ -59,10 +59,9 @@ def augment(
         raise ValueError(f"seeds have shape {seeds.shape}: use one for each of {len(images)} "
                          "pictures")
     draws = uniform(seeds, COLUMNS)
-    pictures = images.permute(0, 3, 1, 2).float().div_(255)
     bent = functional.grid_sample(
-        pictures,
-        _grid(draws, augmentation, image_size, pictures.device),
+        images.permute(0, 3, 1, 2).float(),
+        _grid(draws, augmentation, image_size, images.device),
         mode="bilinear",
         padding_mode="reflection",  # a turned picture has no black corners
         align_corners=False,
@@ -113,31 +112,43 @@ def _grid(
         axis=1,
     )
     theta = torch.from_numpy(matrices.astype(np.float32)).to(device, non_blocking=True)
-    return functional.affine_grid(theta, [len(draws), 3, size, size], align_corners=False)
+    middles = (2 * torch.arange(size, device=device, dtype=torch.float32) + 1) / size - 1
+    # the columns' share and the rows', added once: a fifth of the time of affine_grid
+    across = theta[:, None, None, :, 0] * middles[None, None, :, None]
+    down = theta[:, None, None, :, 1] * middles[None, :, None, None] + theta[:, None, None, :, 2]
+    return across + down
 
 
 def _tint(images: Tensor, draws: npt.NDArray[np.float64], augmentation: Augmentation) -> Tensor:
-    """Brightness, then contrast about the picture's own grey, then saturation."""
-    if augmentation.brightness:
-        images = images * _factor(draws[:, BRIGHTNESS], augmentation.brightness, images)
-    if not augmentation.contrast and not augmentation.saturation:
-        return images
-    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-    grey = (images * weights).sum(dim=1, keepdim=True)
-    if augmentation.contrast:
-        mean = grey.mean(dim=(2, 3), keepdim=True)
-        factor = _factor(draws[:, CONTRAST], augmentation.contrast, images)
-        images = mean + factor * (images - mean)
-        grey = mean + factor * (grey - mean)
-    if augmentation.saturation:
-        factor = _factor(draws[:, SATURATION], augmentation.saturation, images)
-        images = grey + factor * (images - grey)
-    return images
+    """Brightness, then contrast about the picture's own grey, then saturation; 0 to 255 becomes
+    0 to 1.
+
+    All three are linear, so each picture's colours go through one matrix and one offset.
+    """
+    if not (augmentation.brightness or augmentation.contrast or augmentation.saturation):
+        return images.div_(255)
+    brightness, contrast, saturation = (
+        _factors(draws[:, column], reach)
+        for column, reach in (
+            (BRIGHTNESS, augmentation.brightness),
+            (CONTRAST, augmentation.contrast),
+            (SATURATION, augmentation.saturation),
+        )
+    )
+    kept = saturation[:, None, None] * np.eye(3)
+    greyed = (1 - saturation)[:, None, None] * np.broadcast_to(LUMA, (3, 3))
+    matrices = (brightness * contrast / 255)[:, None, None] * (kept + greyed)
+    # what contrast adds of the picture's grey; saturation leaves grey as it is
+    shares = (brightness * (1 - contrast) / 255)[:, None] * np.array(LUMA)
+    both = torch.from_numpy(np.concatenate([matrices, shares[:, None]], axis=1).astype(np.float32))
+    both = both.to(images.device, non_blocking=True)
+    flat = images.flatten(2)
+    offset = (flat.mean(dim=2) * both[:, 3]).sum(dim=1).view(-1, 1, 1)
+    return torch.bmm(both[:, :3], flat).add_(offset).view_as(images)
 
 
-def _factor(draw: npt.NDArray[np.float64], reach: float, like: Tensor) -> Tensor:
-    values = (1 + reach * (2 * draw - 1)).astype(np.float32)
-    return torch.from_numpy(values).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
+def _factors(draw: npt.NDArray[np.float64], reach: float) -> npt.NDArray[np.float64]:
+    return 1 + reach * (2 * draw - 1)
 
 
 def _blur(images: Tensor, draws: npt.NDArray[np.float64], probability: float) -> Tensor:
