@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Keep an image classifier growing: take in, graft, train, and let the benchmark decide.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # rich takes as long to load as all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 benchmark_app = typer.Typer(help="Freeze and grow the benchmark.", no_args_is_help=True)
@@ -92,7 +92,7 @@ def _quiet_libraries() -> None:
 def up(as_json: Json = False) -> None:
     """Start what is not configured (Postgres, S3, Prefect) and bring the tables up to date.
 
-    Example: [bold]regraft up[/bold]
+    Example: regraft up
     """
     from infra import embedded, settings
 
@@ -112,7 +112,7 @@ def up(as_json: Json = False) -> None:
 def down() -> None:
     """Stop the services that regraft started; their data stays.
 
-    Example: [bold]regraft down[/bold]
+    Example: regraft down
     """
     from infra import embedded, settings
 
@@ -123,7 +123,7 @@ def down() -> None:
 def doctor(as_json: Json = False) -> None:
     """Show on one screen what is configured, what can be reached, and what is wrong.
 
-    Example: [bold]regraft doctor[/bold]
+    Example: regraft doctor
     """
     from flows import diagnosis
 
@@ -146,7 +146,7 @@ def serve(
 ) -> None:
     """Run the nightly retrain on its schedule until it is stopped.
 
-    Example: [bold]regraft serve --cron "0 2 * * *" --timezone Europe/Berlin[/bold]
+    Example: regraft serve --cron "0 2 * * *" --timezone Europe/Berlin
     """
     plan = _plan(plan_file, fields)
     _prefect()
@@ -168,7 +168,7 @@ def load(folder: Annotated[Path, typer.Argument(help="A folder of class folders.
          as_json: Json = False) -> None:  # fmt: skip
     """Put a folder of labelled images into S3, where the next intake finds them.
 
-    Example: [bold]regraft load ./zoo[/bold]   (zoo/okapi/1.jpg, zoo/lion/male/7.jpg, …)
+    Example: regraft load ./zoo   (zoo/okapi/1.jpg, zoo/lion/male/7.jpg, …)
     """
     from records.objects import LABELLED
     from tasks.loading import load_folder
@@ -192,7 +192,7 @@ def freeze(
 ) -> None:
     """Freeze the images under benchmark/ (a folder is loaded there first) as version 1.
 
-    Example: [bold]regraft benchmark freeze ./messy --why "first season"[/bold]
+    Example: regraft benchmark freeze ./messy --why "first season"
     """
     _load_benchmark(folder)
     from tasks import benchmark
@@ -209,7 +209,7 @@ def grow(
 ) -> None:
     """Append a benchmark version with what was added; the champion is scored on it first.
 
-    Example: [bold]regraft benchmark grow ./messy-okapis --why "okapis are new"[/bold]
+    Example: regraft benchmark grow ./messy-okapis --why "okapis are new"
     """
     _load_benchmark(folder)
     from tasks import benchmark
@@ -243,7 +243,7 @@ def show_batch(batch: Annotated[int, typer.Argument(help="The batch's number.")]
                as_json: Json = False) -> None:  # fmt: skip
     """Show what a batch brought, what was refused and why.
 
-    Example: [bold]regraft intake show 7 --docs ./docs[/bold]
+    Example: regraft intake show 7 --docs ./docs
     """
     from flows import screens
 
@@ -260,7 +260,7 @@ def revert(batch: Annotated[int, typer.Argument(help="The batch's number.")], wh
            by: By, as_json: Json = False) -> None:  # fmt: skip
     """Withdraw a batch from every later snapshot.
 
-    Example: [bold]regraft intake revert 7 --why "labels were swapped"[/bold]
+    Example: regraft intake revert 7 --why "labels were swapped"
     """
     from infra import database
     from records import batches
@@ -276,7 +276,7 @@ def accept(batch: Annotated[int, typer.Argument(help="The refused batch's number
            by: By, as_json: Json = False) -> None:  # fmt: skip
     """Let a refused batch in: the next night takes it past the checks on the whole batch.
 
-    Example: [bold]regraft intake accept 7 --why "a new camera, labels were checked"[/bold]
+    Example: regraft intake accept 7 --why "a new camera, labels were checked"
     """
     from infra import database
     from records import batches
@@ -296,7 +296,7 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
             as_json: Json = False) -> None:  # fmt: skip
     """Run one night now: intake, training, evaluation, gate, deployment.
 
-    Example: [bold]regraft nightly --set epochs=5 --set cutoff=20[/bold]
+    Example: regraft nightly --set epochs=5 --set cutoff=20
     """
     plan = _plan(plan_file, fields)
     _prefect()
@@ -318,7 +318,7 @@ def demo(images: Annotated[Path | None, typer.Option(
          ) -> None:  # fmt: skip
     """Play three nights on real images: a first version, a new class, a batch of wrong labels.
 
-    Example: [bold]regraft demo --images ./zoo[/bold]
+    Example: regraft demo --images ./zoo
     """
     from flows import demo as story
 
@@ -371,13 +371,11 @@ def versions(most: Annotated[int, typer.Option(help="How many, the newest first.
              as_json: Json = False) -> None:  # fmt: skip
     """List versions: how they did, and what became of them.
 
-    Example: [bold]regraft versions[/bold]
+    Example: regraft versions
     """
-    from infra import database
-    from records import versions as acts
+    from records import summaries
 
-    with database.connect().transaction() as session:
-        rows = acts.summaries(session, most)
+    rows = summaries.of_versions(most)
     if as_json:
         _print_json([dataclasses.asdict(row) for row in rows])
         return
@@ -419,7 +417,7 @@ def show(version: Annotated[int, typer.Argument(help="The version's number.")],
          as_json: Json = False) -> None:  # fmt: skip
     """Show one version: plan, figures, the gate's checks, weakest classes, time of each step.
 
-    Example: [bold]regraft show 3 --pictures ./gradcam[/bold]
+    Example: regraft show 3 --pictures ./gradcam
     """
     from flows import screens
 
@@ -437,7 +435,7 @@ def show(version: Annotated[int, typer.Argument(help="The version's number.")],
 def status(as_json: Json = False) -> None:
     """Show what serves, what the last runs did, and what waits for a person.
 
-    Example: [bold]regraft status[/bold]
+    Example: regraft status
     """
     from flows import screens
 
@@ -490,7 +488,7 @@ def _plain(value: object) -> object:
 
 
 def _table(columns: list[str], rows: Iterable[Iterable[str | None]]) -> None:
-    from flows.screens import table
+    from flows.grid import table
 
     table(columns, rows)
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from infra.places import default_state_dir
+
 PREFIX = "REGRAFT_"
 
 # Kubernetes injects these for every service in the namespace, so a service called "regraft"
@@ -24,21 +26,6 @@ _DOTTED_NUMBERS = re.compile(r"\d+(\.\d+){3}")
 
 class BadSettings(ValueError):
     """One or more settings are wrong; the message has one line for each."""
-
-
-def _default_state_dir() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/regraft")
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # The XDG rules say that a relative path is to be ignored.
-    if data.startswith("/"):
-        return Path(data) / "regraft"
-    try:
-        return Path.home() / ".local" / "share" / "regraft"
-    except RuntimeError:
-        raise ValueError(
-            "this user has no home folder; set it to a folder to keep data in"
-        ) from None
 
 
 def _folder(value: Path) -> Path:
@@ -147,7 +134,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    state_dir: Folder = Field(default_factory=_default_state_dir, validate_default=True)
+    state_dir: Folder = Field(default_factory=default_state_dir, validate_default=True)
     database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] | None = None
     s3_endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
     s3_bucket: Annotated[str, AfterValidator(_bucket)] = "regraft"
@@ -158,6 +145,7 @@ class Settings(BaseSettings):
     cache_gigabytes: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 20.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
+    processes: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
     workers: Annotated[WholeNumber, Field(ge=1, le=256)] = 16
 
 

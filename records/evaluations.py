@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from infra.database import copy_rows
+from infra.database import copy_lines, copy_text
 from records.tables import Evaluation, EvaluationClass, GradCam
 from vision.answers import Answers, BadAnswers
 from vision.scores import ClassScore, Scores
@@ -116,23 +116,37 @@ def record(
         "evaluation_id", "sha256", "label", "predicted", "correct", "confidence",
         "label_confidence", "top_labels", "top_confidences",
     ]  # fmt: skip
-    names = answers.class_names
-    rows = (
-        (
-            evaluation_id,
-            sha256,
-            answers.labels[i],
-            names[answers.top[i, 0]],
-            names[answers.top[i, 0]] == answers.labels[i],
-            float(answers.confidences[i, 0]),
-            float(answers.label_confidence[i]),
-            _text_array(names[column] for column in answers.top[i]),
-            "{" + ",".join(repr(float(value)) for value in answers.confidences[i]) + "}",
-        )
-        for i, sha256 in enumerate(answers.images)
-    )
-    copy_rows(session, "answers", columns, rows)
+    copy_lines(session, "answers", columns, answer_lines(evaluation_id, answers))
     return evaluation_id
+
+
+def answer_lines(evaluation_id: int, answers: Answers) -> Iterator[str]:
+    """Rows of `answers` as COPY's text: each name is escaped once, each row is one format."""
+    names = [copy_text(name) for name in answers.class_names]
+    elements = [copy_text(_element(name)) for name in answers.class_names]
+    labels = {label: copy_text(label) for label in set(answers.labels)}
+    # Nine digits are enough to give back the very same float32.
+    numbers = ",".join(["%.9g"] * answers.top.shape[1])
+    line = f"{evaluation_id}\t%s\t%s\t%s\t%s\t%.9g\t%.9g\t{{%s}}\t{{{numbers}}}\n"
+    for sha256, label, best, confidences, own in zip(
+        answers.images,
+        answers.labels,
+        answers.top.tolist(),
+        answers.confidences.tolist(),
+        answers.label_confidence.tolist(),
+        strict=True,
+    ):
+        predicted = answers.class_names[best[0]]
+        yield line % (
+            copy_text(sha256),
+            labels[label],
+            names[best[0]],
+            "t" if predicted == label else "f",
+            confidences[0],
+            own,
+            ",".join([elements[place] for place in best]),
+            *confidences,
+        )
 
 
 def _split_name(one: ClassScore) -> tuple[str, dict[str, Any]]:
@@ -140,9 +154,9 @@ def _split_name(one: ClassScore) -> tuple[str, dict[str, Any]]:
     return figures.pop("name"), figures
 
 
-def _text_array(words: Iterable[str]) -> str:
-    quoted = ('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in words)
-    return "{" + ",".join(quoted) + "}"
+def _element(word: str) -> str:
+    """A text as one element of Postgres's array text."""
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def find(

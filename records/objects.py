@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import delete, insert, select, text
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
 from records.tables import Manifest, Object, Refusal
+
+T = TypeVar("T")
 
 LABELLED = "labelled/"
 
@@ -30,9 +35,8 @@ class ClassVanished(RuntimeError):
     """A class that the champion serves has no object left in S3."""
 
 
-@dataclass(frozen=True)
-class ListedObject:
-    """One labelled object as S3 lists it, with the label its key gives."""
+class ListedObject(NamedTuple):
+    """One labelled object as S3 lists it, with the label its key gives; there are very many."""
 
     key: str
     etag: str
@@ -78,6 +82,7 @@ class Newcomer:
     size: int
 
 
+@functools.lru_cache(10_000)  # a listing names few classes, each very often
 def normalised(label: str) -> str:
     """One spelling for one name: Unicode NFC, single spaces, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", label).split())
@@ -112,12 +117,59 @@ def record_listing(
             """
         )
     )
-    columns = ["key", "etag", "size", "modified", "label", "sub_label", "problem"]
-    rows = (tuple(getattr(one, name) for name in columns) for one in listed)
-    copy_rows(session, "listing", columns, rows)
-    session.execute(text("CREATE INDEX ON listing (key, etag)"))
-    session.execute(text("ANALYZE listing"))
+    count = copy_rows(session, "listing", ListedObject._fields, _ahead(listed))
     parameters = {"bucket": bucket, "batch": batch_id}
+    new, gone, returned = _compare(session, parameters)
+    _reconsider_mended(session, parameters)
+    session.execute(
+        text(
+            """
+            UPDATE objects o SET batch_id = :batch
+            WHERE bucket = :bucket AND batch_id IS NULL AND gone_at IS NULL
+              AND state = 'pending'
+              AND (label IS NOT NULL OR facts ? 'key_problem'
+                   OR EXISTS (SELECT 1 FROM manifest_rows m WHERE m.key = o.key))
+            """
+        ),
+        parameters,
+    )
+    return ListingCount(listed=count, new=new, gone=gone, returned=returned)
+
+
+def _ahead(items: Iterable[T], block: int = 1000) -> Iterator[T]:
+    """The same items, the next block of them fetched while this one is used."""
+    rest = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(list, islice(rest, block))
+        while some := coming.result():
+            coming = pool.submit(list, islice(rest, block))
+            yield from some
+
+
+def _compare(session: Session, parameters: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Bring `objects` up to the table `listing`: how many are new, gone and returned.
+
+    One pass over both finds what differs, so that no row is written, or even looked up, of which
+    nothing has changed.
+    """
+    # Enough to hash a hundred thousand keys in memory; what is more goes through files.
+    session.execute(text("SET LOCAL work_mem = '64MB'"))
+    session.execute(
+        text(
+            """
+            CREATE TEMP TABLE differing ON COMMIT DROP AS
+            SELECT l.*, o.id AS gone_id
+            FROM listing l FULL JOIN (
+                SELECT id, key, etag FROM objects WHERE bucket = :bucket AND gone_at IS NULL) o
+              ON o.key = l.key AND o.etag = l.etag
+            WHERE o.id IS NULL OR l.key IS NULL
+            """
+        ),
+        parameters,
+    )
+    if not session.scalar(text("SELECT count(*) FROM differing")):
+        return 0, 0, 0
+    session.execute(text("ANALYZE differing"))
     new = session.execute(
         text(
             """
@@ -126,7 +178,7 @@ def record_listing(
                    :bucket, key, etag, size, modified, label, sub_label,
                    CASE WHEN problem IS NOT NULL
                         THEN jsonb_build_object('key_problem', problem) END
-            FROM listing
+            FROM differing WHERE gone_id IS NULL
             ON CONFLICT (bucket, key, etag) DO NOTHING
             """
         ),
@@ -135,17 +187,15 @@ def record_listing(
     gone = session.execute(
         text(
             """
-            UPDATE objects o SET gone_at = now()
-            WHERE bucket = :bucket AND gone_at IS NULL AND NOT EXISTS (
-                SELECT 1 FROM listing l WHERE l.key = o.key AND l.etag = o.etag)
+            UPDATE objects SET gone_at = now()
+            WHERE id IN (SELECT gone_id FROM differing WHERE gone_id IS NOT NULL)
             """
-        ),
-        parameters,
+        )
     ).rowcount  # type: ignore[attr-defined]
     session.execute(
         text(
             """
-            UPDATE objects o SET state = 'pending', batch_id = NULL FROM listing l
+            UPDATE objects o SET state = 'pending', batch_id = NULL FROM differing l
             WHERE o.bucket = :bucket AND o.gone_at IS NOT NULL AND o.state = 'accepted'
               AND l.key = o.key AND l.etag = o.etag
               AND (EXISTS (SELECT 1 FROM images i
@@ -162,28 +212,14 @@ def record_listing(
     returned = session.execute(
         text(
             """
-            UPDATE objects o SET gone_at = NULL FROM listing l
+            UPDATE objects o SET gone_at = NULL FROM differing l
             WHERE o.bucket = :bucket AND o.gone_at IS NOT NULL
               AND l.key = o.key AND l.etag = o.etag
             """
         ),
         parameters,
     ).rowcount  # type: ignore[attr-defined]
-    _reconsider_mended(session, parameters)
-    session.execute(
-        text(
-            """
-            UPDATE objects o SET batch_id = :batch
-            WHERE bucket = :bucket AND batch_id IS NULL AND gone_at IS NULL
-              AND state = 'pending'
-              AND (label IS NOT NULL OR facts ? 'key_problem'
-                   OR EXISTS (SELECT 1 FROM manifest_rows m WHERE m.key = o.key))
-            """
-        ),
-        parameters,
-    )
-    count = session.scalar(text("SELECT count(*) FROM listing")) or 0
-    return ListingCount(listed=count, new=new, gone=gone, returned=returned)
+    return new, gone, returned
 
 
 def _reconsider_mended(session: Session, parameters: Mapping[str, Any]) -> None:
@@ -310,6 +346,7 @@ def store_facts(
     )
     encoded = ((number, sha256, json.dumps(dict(facts))) for number, sha256, facts in rows)
     copy_rows(session, "measured", ["id", "sha256", "facts"], encoded)
+    session.execute(text("ANALYZE measured"))  # or Postgres may read all objects to find a few
     session.execute(
         text(
             "UPDATE objects o SET sha256 = m.sha256, facts = m.facts FROM measured m "

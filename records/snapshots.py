@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import insert, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from records.tables import Snapshot, SnapshotClass
+from infra.database import copy_out
+from records.tables import LibraryAct, Snapshot, SnapshotChoice, SnapshotClass
 
 # Part of every digest: a changed rule of choosing must never pass for an unchanged snapshot.
 POLICY = "newest-by-batch/1"
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """One image of a snapshot."""
+class SnapshotRow:
+    """One frozen snapshot."""
 
-    sha256: str
-    class_name: str
-    split: str
+    digest: str
+    key: str
+    images: int
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -37,34 +39,37 @@ class ClassCount:
 
 
 # A class's newest images are those of its newest batches; within a batch the digest decides.
-# No clock and no listing order has a part in it, so a repeated run chooses the same images.
-_RANKED = """
-    SELECT i.sha256, c.name AS class_name, i.split,
-           count(*) OVER (PARTITION BY i.class_id) AS usable,
-           row_number() OVER (PARTITION BY i.class_id ORDER BY i.batch_id DESC, i.sha256) AS place
-    FROM images i JOIN classes c ON c.id = i.class_id
-    WHERE i.withdrawn_at IS NULL AND i.split <> 'held'
-"""
+# No clock and no listing order has a part in it, so a repeated run chooses the same images. The
+# index ix_images_choice holds them in this very order, so `most` reads no more than it takes.
+_USABLE = "i.withdrawn_at IS NULL AND i.split <> 'held'"
+_KEPT = f"""
+    SELECT i.sha256, i.split FROM images i WHERE i.class_id = c.id AND {_USABLE}
+    ORDER BY i.batch_id DESC, i.sha256
+"""  # noqa: S608  (constants of this module, here and below)
 
 
-def choose(session: Session, cutoff: int, most: int | None) -> Iterator[Chosen]:
-    """Stream the images of the classes that have at least `cutoff`, at most `most` of each.
+def export(
+    session: Session, class_names: list[str], most: int | None, take: Callable[[bytes], object]
+) -> None:
+    """Hand the images of these classes, at most `most` of each, to `take`, ordered by sha256.
 
-    Ordered by sha256; read through a server-side cursor, so memory does not grow with the rows.
+    In blocks of lines `sha256 <tab> class <tab> split`, where a backslash in a class's name is
+    doubled; nothing grows with the rows.
     """
-    result = session.connection().execute(
-        text(
-            f"""
-            SELECT sha256, class_name, split FROM ({_RANKED}) ranked
-            WHERE usable >= :cutoff AND (CAST(:most AS bigint) IS NULL OR place <= :most)
-            ORDER BY sha256 COLLATE "C"
-            """  # noqa: S608  (a constant of this module)
-        ),
-        {"cutoff": cutoff, "most": most},
-        execution_options={"stream_results": True, "yield_per": 10_000},
+    # Without `most` nothing has to be ranked, and several processes of Postgres sort together.
+    source = f"images i ON i.class_id = c.id AND {_USABLE}"
+    if most is not None:
+        source = f"LATERAL ({_KEPT} LIMIT %(most)s) i ON true"
+    session.execute(text("SET LOCAL work_mem = '64MB'"))  # to sort a million in few pieces
+    copy_out(
+        session,
+        f"""
+        SELECT i.sha256, c.name, i.split FROM classes c JOIN {source}
+        WHERE c.name = ANY(%(names)s) ORDER BY i.sha256 COLLATE "C"
+        """,  # noqa: S608
+        {"names": class_names, "most": most},
+        take,
     )
-    for row in result:
-        yield Chosen(*row)
 
 
 def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
@@ -72,18 +77,57 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
     rows = session.execute(
         text(
             f"""
-            SELECT class_name, max(usable), greatest(:cutoff - max(usable), 0),
-                   count(*) FILTER (WHERE split = 'train' AND kept),
-                   count(*) FILTER (WHERE split = 'validation' AND kept),
-                   count(*) FILTER (WHERE split = 'test' AND kept)
-            FROM (SELECT *, CAST(:most AS bigint) IS NULL OR place <= :most AS kept
-                  FROM ({_RANKED}) ranked) counted
-            GROUP BY class_name ORDER BY class_name
-            """  # noqa: S608  (a constant of this module)
+            SELECT c.name, u.usable, greatest(:cutoff - u.usable, 0), k.train, k.validation, k.test
+            FROM classes c
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS usable FROM images i
+                WHERE i.class_id = c.id AND {_USABLE}) u
+            CROSS JOIN LATERAL (
+                SELECT count(*) FILTER (WHERE split = 'train') AS train,
+                       count(*) FILTER (WHERE split = 'validation') AS validation,
+                       count(*) FILTER (WHERE split = 'test') AS test
+                FROM ({_KEPT} LIMIT CAST(:most AS bigint)) kept) k
+            WHERE u.usable > 0 ORDER BY c.name
+            """  # noqa: S608
         ),
         {"cutoff": cutoff, "most": most},
     )
     return [ClassCount(*row) for row in rows]
+
+
+def revision(session: Session) -> int:
+    """How often the library has changed: equal numbers, equal choices.
+
+    Ask before choosing. What is committed between the two then counts as later, and is chosen
+    again at worst; it is never missed.
+    """
+    return session.scalar(select(func.count()).select_from(LibraryAct)) or 0
+
+
+def chosen_at(session: Session, revision: int, cutoff: int, most: int | None) -> SnapshotRow | None:
+    """The snapshot that was chosen at this revision by this rule, if one was."""
+    columns = [getattr(Snapshot, name) for name in SnapshotRow.__dataclass_fields__]
+    query = select(*columns).join(SnapshotChoice, SnapshotChoice.snapshot_digest == Snapshot.digest)
+    row = session.execute(
+        query.where(
+            SnapshotChoice.revision == revision,
+            SnapshotChoice.policy == POLICY,
+            SnapshotChoice.cutoff == cutoff,
+            SnapshotChoice.most.is_not_distinct_from(most),
+        )
+    ).first()
+    return SnapshotRow(*row) if row else None
+
+
+def keep_choice(
+    session: Session, revision: int, cutoff: int, most: int | None, digest: str
+) -> None:
+    """Remember what was chosen at a revision."""
+    session.execute(
+        upsert(SnapshotChoice)
+        .values(revision=revision, policy=POLICY, cutoff=cutoff, most=most, snapshot_digest=digest)
+        .on_conflict_do_nothing()
+    )
 
 
 def record(

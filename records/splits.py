@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,7 +78,8 @@ def places(
         groups[find(sha)].append(by_sha[sha])
 
     older = _older_neighbours(session)
-    next_number = _next_numbers(session, class_ids)
+    lines = {(class_ids[one.label], one.sub_label) for one in fresh}
+    next_number = _next_numbers(session, lines)
     placed: dict[str, Place] = {}
     for head, members in sorted(groups.items()):
         splits = {split for one in members for split, _ in older.get(one.sha256, [])}
@@ -109,19 +110,26 @@ def places(
     return placed
 
 
-def _next_numbers(session: Session, class_ids: dict[str, int]) -> defaultdict[tuple[int, str], int]:
+def _next_numbers(
+    session: Session, lines: Iterable[tuple[int, str]]
+) -> defaultdict[tuple[int, str], int]:
+    """The next free place in each line (class, sub-class); one look into an index for each."""
+    asked = sorted(lines)
     rows = session.execute(
         text(
             """
-            SELECT class_id, sub_class, max(sequence) + 1 FROM images
-            WHERE class_id = ANY(:ids) AND sequence IS NOT NULL GROUP BY class_id, sub_class
+            SELECT class_id, sub_class, (
+                SELECT max(i.sequence) + 1 FROM images i
+                WHERE i.class_id = line.class_id AND i.sub_class = line.sub_class
+                  AND i.sequence IS NOT NULL)
+            FROM unnest(CAST(:ids AS bigint[]), CAST(:names AS text[])) line(class_id, sub_class)
             """
         ),
-        {"ids": list(class_ids.values())},
+        {"ids": [number for number, _ in asked], "names": [name for _, name in asked]},
     )
     numbers: defaultdict[tuple[int, str], int] = defaultdict(int)
     for class_id, sub_class, number in rows:
-        numbers[class_id, sub_class] = number
+        numbers[class_id, sub_class] = number or 0
     return numbers
 
 

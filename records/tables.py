@@ -170,6 +170,8 @@ class Object(Base):
         CheckConstraint("state <> 'accepted' OR sha256 IS NOT NULL", name="accepted_has_sha256"),
         UniqueConstraint("bucket", "key", "etag"),
         Index("ix_objects_waiting", "batch_id", postgresql_where=text("state = 'pending'")),
+        Index("ix_objects_gone", "sha256", postgresql_where=text("gone_at IS NOT NULL")),
+        Index("ix_objects_quarantined", "key", postgresql_where=text("state = 'quarantined'")),
     )
 
     id: Mapped[int] = number()
@@ -235,7 +237,25 @@ class Image(Base):
         CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
         CheckConstraint("origin = 'real' OR split IN ('train', 'held')", name="made_only_trains"),
         CheckConstraint("NOT mined OR split IN ('train', 'held')", name="mined_only_trains"),
-        Index("ix_images_class", "class_id", "batch_id", "sha256"),
+        # what a snapshot may choose, in the order in which it chooses
+        Index(
+            "ix_images_choice",
+            "class_id",
+            text("batch_id DESC"),
+            "sha256",
+            postgresql_include=["split"],
+            postgresql_where=text("withdrawn_at IS NULL AND split <> 'held'"),
+        ),
+        Index(
+            "ix_images_line",
+            "class_id",
+            "sub_class",
+            "sequence",
+            postgresql_where=text("sequence IS NOT NULL"),
+        ),
+        Index(
+            "ix_images_deleted", "sha256", postgresql_where=text("withdrawn_why = 'deleted'")
+        ),
         Index("ix_images_dhash_0", text("((dhash >> 48) & 65535)")),
         Index("ix_images_dhash_1", text("((dhash >> 32) & 65535)")),
         Index("ix_images_dhash_2", text("((dhash >> 16) & 65535)")),
@@ -342,6 +362,44 @@ class SnapshotClass(Base):
     train: Mapped[int]
     validation: Mapped[int]
     test: Mapped[int]
+
+
+class LibraryAct(Base):
+    """One statement that changed what a snapshot could choose; triggers write them.
+
+    How many there are is the library's revision: rows of several transactions never wait for each
+    other, as a counter would make them.
+    """
+
+    __tablename__ = "library_acts"
+
+    id: Mapped[int] = number()
+    act: Mapped[str]
+    happened_at: Mapped[datetime] = now()
+
+
+class SnapshotChoice(Base):
+    """Which snapshot was chosen at one revision of the library, by one rule."""
+
+    __tablename__ = "snapshot_choices"
+    __table_args__ = (
+        Index(
+            "one_choice",
+            "revision",
+            "policy",
+            "cutoff",
+            "most",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+    id: Mapped[int] = number()
+    revision: Mapped[int] = mapped_column(BigInteger)
+    policy: Mapped[str]
+    cutoff: Mapped[int]
+    most: Mapped[int | None]
+    snapshot_digest: Mapped[str] = mapped_column(ForeignKey("snapshots.digest"))
 
 
 class Benchmark(Base):

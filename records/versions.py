@@ -57,26 +57,6 @@ class EpochRow:
     images_per_second: float
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One line of the list of versions: what it is, how it did, what became of it."""
-
-    id: int
-    purpose: str
-    state: str
-    parent_id: int | None
-    architecture: str
-    classes: int
-    images: int
-    test_accuracy: float | None
-    benchmark_accuracy: float | None
-    verdict: str | None
-    reason: str | None
-    serves: bool
-    deployed_at: datetime | None
-    created_at: datetime
-
-
 def checkpoint_key(digest: str) -> str:
     """Where a checkpoint lies in S3: its key is its digest."""
     return f"checkpoints/{digest}.safetensors"
@@ -188,32 +168,3 @@ def get(session: Session, version_id: int) -> VersionRow:
     if row is None:
         raise UnknownVersion(f"there is no version {version_id}: `regraft versions` lists them")
     return VersionRow(*row)
-
-
-def summaries(session: Session, most: int = 50) -> list[Summary]:
-    """The newest versions first, each with what became of it."""
-    rows = session.execute(
-        text(
-            """
-            SELECT v.id, v.purpose, v.state, v.parent_id, v.architecture,
-                   cardinality(v.class_names), s.images, test.accuracy, benchmark.accuracy,
-                   CASE WHEN d.id IS NULL THEN NULL WHEN d.passed THEN 'passed' ELSE 'refused' END,
-                   coalesce(v.reason, (SELECT string_agg(c.sentence, ' · ' ORDER BY c.ordinal)
-                        FROM checks c WHERE c.verdict_id = d.id AND c.verdict = 'failed')),
-                   coalesce(v.id = (SELECT version_id FROM champion), false),
-                   (SELECT max(p.deployed_at) FROM deployments p WHERE p.version_id = v.id),
-                   v.created_at
-            FROM versions v
-            JOIN snapshots s ON s.digest = v.snapshot_digest
-            LEFT JOIN LATERAL (SELECT * FROM verdicts d WHERE d.version_id = v.id
-                               ORDER BY d.id DESC LIMIT 1) d ON true
-            LEFT JOIN evaluations test ON test.version_id = v.id AND test.subject = 'test'
-            LEFT JOIN LATERAL (SELECT accuracy FROM evaluations e WHERE e.version_id = v.id
-                               AND e.subject = 'benchmark'
-                               ORDER BY e.benchmark_version DESC LIMIT 1) benchmark ON true
-            ORDER BY v.id DESC LIMIT :most
-            """
-        ),
-        {"most": most},
-    )
-    return [Summary(*row) for row in rows]

@@ -2,69 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from infra import database, settings
 from records import batches, benchmark, evaluations, objects, runs, versions
 from tasks import checkpoints, pixels, snapshot
+from tasks.snapshot import Listed
 from tasks.step import reading, timed
 from tasks.training import machine
 from vision.answers import Answers
+from vision.calibration import Calibration
 from vision.network import Loaded
-from vision.prediction import latency, predict
+from vision.plan import Geometry
+from vision.prediction import Forward, Gatherable, latency, predict
+from vision.runtime import Engine, choose, named, ready
 from vision.scores import score
 
+Sources = Mapping[str, tuple[str, str | None]]
+Keep = Callable[..., None]
+
 LATENCY_ROUNDS = 3
+# images that are fetched and decoded at a time, where the cache lacks them
+FETCHED_TOGETHER = 512
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A loaded version, made ready to answer in one engine."""
+
+    loaded: Loaded
+    engine: Engine
+    forward: Forward
 
 
 @reading("evaluate")
 def evaluate(run_id: int, version_id: int, champion_id: int | None) -> None:
     """Score the candidate everywhere and the champion on the benchmark, in one process.
 
-    Both answer the benchmark here, image by image, so that nothing but the weights differs.
+    Both answer the benchmark here, image by image and in one engine, so that nothing but the
+    weights differs.
     """
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         frozen = benchmark.current(session)
         # Not only this night's: one that died after its intake has left its batch unanswered.
-        batches = evaluations.unanswered_batches(session)
-    loaded = checkpoints.load(version_id)
-    with timed(run_id, "evaluate") as facts:
-        facts["images"] = _evaluate_splits(run_id, version_id, version.snapshot_digest, loaded)
-        for batch_id in batches:
-            facts["images"] += _evaluate_batch(run_id, version_id, batch_id, loaded)
-    with timed(run_id, "benchmark") as facts:
-        facts["images"] = evaluate_benchmark(version_id, loaded, frozen.version, run_id)
+        batch_ids = evaluations.unanswered_batches(session)
+        new = {batch_id: list(batches.images_of_batch(session, batch_id)) for batch_id in batch_ids}
+    listed = snapshot.read(version.snapshot_digest)
+    both = [version_id] if champion_id is None else [version_id, champion_id]
+    loaded = {one: checkpoints.load(one) for one in both}
+    images = sum(len(listed.images[split]) for split in ("validation", "test"))
+    images += sum(map(len, new.values())) + frozen.images * len(both)
+    engine = choose_engine(loaded[version_id], images, len(both))
+    candidate = start(loaded[version_id], engine)
+    with timed(run_id, "evaluate") as facts, storing() as keep:
+        facts |= {"images": 0, "engine": engine.name}
+        for split in ("validation", "test"):
+            facts["images"] += _evaluate_split(run_id, version_id, split, listed, candidate, keep)
+        for batch_id, rows in new.items():
+            facts["images"] += _evaluate_batch(run_id, version_id, batch_id, rows, candidate, keep)
+    with timed(run_id, "benchmark") as facts, storing() as keep:
+        facts["images"] = _evaluate_benchmark(version_id, candidate, frozen.version, run_id, keep)
         if champion_id is not None:
-            evaluate_benchmark(
-                champion_id, checkpoints.load(champion_id), frozen.version, run_id
-            )
-    _measure_latency(run_id, [version_id] if champion_id is None else [version_id, champion_id])
+            champion = start(loaded[champion_id], engine)
+            _evaluate_benchmark(champion_id, champion, frozen.version, run_id, keep)
+    _measure_latency(run_id, loaded)
 
 
-def _evaluate_splits(run_id: int, version_id: int, digest: str, loaded: Loaded) -> int:
-    listed = snapshot.read(digest)
-    count = 0
-    for split in ("validation", "test"):
-        images = listed.images[split]
-        with database.connect().transaction() as session:
-            sources = objects.sources(session, images)
-        answers = answer(loaded, dict(sources), images, listed.labels[split])
-        _keep(run_id, version_id, split, answers)
-        count += len(images)
-    return count
+def _evaluate_split(
+    run_id: int, version_id: int, split: str, listed: Listed, candidate: Answering, keep: Keep
+) -> int:
+    images = listed.images[split]
+    with database.connect().transaction() as session:
+        sources = objects.sources(session, images)
+    answers = answers_of(candidate, dict(sources), images, listed.labels[split])
+    keep(run_id, version_id, split, answers, candidate.engine)
+    return len(images)
 
 
-def _evaluate_batch(run_id: int, version_id: int, batch_id: int, loaded: Loaded) -> int:
+def _evaluate_batch(
+    run_id: int,
+    version_id: int,
+    batch_id: int,
+    rows: list[tuple[str, str, str]],
+    candidate: Answering,
+    keep: Keep,
+) -> int:
     """New images; those of them that trained flatter, and the test split does not."""
     with database.connect().transaction() as session:
-        rows = list(batches.images_of_batch(session, batch_id))
         sources = objects.sources(session, [sha256 for sha256, _, _ in rows])
     rows = [row for row in rows if row[0] in sources]
     if not rows:
         return 0
-    answers = answer(loaded, dict(sources), [row[0] for row in rows], [row[1] for row in rows])
-    _keep(run_id, version_id, "batch", answers, batch_id=batch_id)
+    answers = answers_of(
+        candidate, dict(sources), [row[0] for row in rows], [row[1] for row in rows]
+    )
+    keep(run_id, version_id, "batch", answers, candidate.engine, batch_id=batch_id)
     return len(rows)
 
 
@@ -73,39 +114,121 @@ def evaluate_benchmark(
 ) -> int:
     """Answer every image of a benchmark version and keep the answers; answers how many."""
     with database.connect().transaction() as session:
+        images = len(benchmark.members(session, benchmark_version))
+    answering = start(loaded, choose_engine(loaded, images))
+    return _evaluate_benchmark(version_id, answering, benchmark_version, run_id, store)
+
+
+def _evaluate_benchmark(
+    version_id: int, answering: Answering, benchmark_version: int, run_id: int | None, keep: Keep
+) -> int:
+    with database.connect().transaction() as session:
         members = benchmark.members(session, benchmark_version)
-    answers = answer(
-        loaded,
+    answers = answers_of(
+        answering,
         {one.sha256: (one.key, None) for one in members},
         [one.sha256 for one in members],
         [one.class_name for one in members],
     )
-    _keep(run_id, version_id, "benchmark", answers, benchmark_version=benchmark_version)
+    keep(
+        run_id, version_id, "benchmark", answers, answering.engine,
+        benchmark_version=benchmark_version,
+    )  # fmt: skip
     return len(members)
+
+
+def choose_engine(loaded: Loaded, images: int, networks: int = 1) -> Engine:
+    """The engine for so many answers of versions like this one, as this machine was measured."""
+    known = settings.load()
+    calibration = Calibration(known.cache_dir / "calibration.json")
+    return choose(loaded.network, loaded.plan, known.device, images, calibration, networks)
+
+
+def start(loaded: Loaded, engine: Engine) -> Answering:
+    """Make a version ready to answer in this engine."""
+    forward = ready(engine, loaded.network, loaded.plan, settings.load().device)
+    return Answering(loaded, engine, forward)
 
 
 def answer(
     loaded: Loaded,
-    sources: dict[str, tuple[str, str | None]],
+    sources: Sources,
     images: list[str],
     labels: list[str],
+    engine: Engine | None = None,
 ) -> Answers:
     """A version's answers for images that S3 or the pixel cache holds."""
-    held = pixels.opened(loaded.plan.geometry, sources)
-    device = settings.load().device
-    return predict(
-        loaded.network, loaded.class_names, held, images, labels, loaded.plan, device
+    return answers_of(
+        start(loaded, engine or choose_engine(loaded, len(images))), sources, images, labels
     )
 
 
-def _keep(
+def answers_of(
+    answering: Answering, sources: Sources, images: list[str], labels: list[str]
+) -> Answers:
+    """Answers for images that S3 or the pixel cache holds, by a version that is ready."""
+    loaded = answering.loaded
+    return predict(
+        loaded.network,
+        loaded.class_names,
+        Fetched(loaded.plan.geometry, sources),
+        images,
+        labels,
+        loaded.plan,
+        settings.load().device,
+        forward=answering.forward,
+    )
+
+
+class Fetched:
+    """Pixels of a list of images asked for from front to back.
+
+    What the cache lacks is fetched and decoded some hundreds at a time, while the network still
+    answers those before; of what it holds nothing is fetched.
+    """
+
+    def __init__(self, geometry: Geometry, sources: Sources) -> None:
+        self._geometry, self._sources = geometry, sources
+        held = pixels.cache().open(geometry)
+        self._held: Gatherable = held
+        self._missing = dict.fromkeys(held.missing(list(sources)))
+
+    def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Pixels uint8 [N, side, side, 3]; raises `MissingImages` for what cannot be read."""
+        if any(sha256 in self._missing for sha256 in images):
+            wanted = dict.fromkeys([*images, *islice(self._missing, FETCHED_TOGETHER)])
+            self._held = pixels.opened(
+                self._geometry, {sha256: self._sources[sha256] for sha256 in wanted}
+            )
+            for sha256 in wanted:
+                self._missing.pop(sha256, None)
+        return self._held.gather(images)
+
+
+@contextmanager
+def storing() -> Iterator[Keep]:
+    """Keep answers in a thread of its own, while the next ones are computed; its errors count."""
+    with ThreadPoolExecutor(1, "regraft-keep") as thread:
+        kept: list[Future[None]] = []
+
+        def keep(*given: Any, **named: Any) -> None:
+            kept.append(thread.submit(store, *given, **named))
+
+        yield keep
+        for one in kept:
+            one.result()
+
+
+def store(
     run_id: int | None,
     version_id: int,
     subject: str,
     answers: Answers,
+    engine: Engine,
     benchmark_version: int | None = None,
     batch_id: int | None = None,
 ) -> None:
+    """Keep answers with their scores and with what computed them."""
     with database.connect().transaction() as session:
         if run_id is not None:
             runs.fence(session, run_id)
@@ -119,19 +242,26 @@ def _keep(
             subject,
             answers,
             score(answers),
-            runtime(),
+            runtime(engine),
             benchmark_version=benchmark_version,
             batch_id=batch_id,
         )
 
 
-def runtime() -> dict[str, Any]:
-    """What decides the last digits of an answer: device, processor and libraries."""
+def runtime(engine: Engine) -> dict[str, Any]:
+    """What decides the last digits of an answer: engine, device, processor and libraries."""
     here = machine()
     return {
+        "engine": engine.name,
         "device": settings.load().device,
-        **{name: here[name] for name in ("processor", "gpu", "libraries")},
+        **{name: here[name] for name in ("processor", "gpu")},
+        "libraries": here["libraries"] | engine.libraries,
     }
+
+
+def engine_of(facts: dict[str, Any]) -> Engine | None:
+    """The engine of a recorded runtime; None where none was recorded. Raises `NoEngine`."""
+    return named(facts["engine"]) if "engine" in facts else None
 
 
 def told(facts: dict[str, Any]) -> str:
@@ -145,13 +275,12 @@ def told(facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _measure_latency(run_id: int, version_ids: list[int]) -> None:
+def _measure_latency(run_id: int, loaded: dict[int, Loaded]) -> None:
     """Time each version in turn, several times; the best of each is what the network costs.
 
     In turn, because another process may be busy for a while: it must not make the one version
     look slower than the other.
     """
-    loaded = {version_id: checkpoints.load(version_id) for version_id in version_ids}
     best: dict[int, float] = {}
     for _ in range(LATENCY_ROUNDS):
         for version_id, one in loaded.items():

@@ -24,7 +24,7 @@ from records.objects import (
     label_of,
     normalised,
 )
-from tasks.pixels import cache
+from tasks.pixels import cache, decoding, shelf
 from tasks.progress import progress
 from tasks.step import reading, timed
 from vision.images import examine
@@ -118,7 +118,8 @@ def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
     if not newcomers:
         return 0
     name = f"batch-{batch_id}-{newcomers[0].object_id}"
-    held = cache()
+    # The night will need the older batches as much: none is dropped for the new one.
+    older = cache().files(plan.geometry)
 
     def measure(item: tuple[int, Newcomer]) -> tuple[int, str | None, dict[str, Any]]:
         row, newcomer = item
@@ -128,14 +129,15 @@ def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
             # Any other fault of the store (keys that expired, say) is no fault of the image: it
             # ends the night, and the next one goes on with this batch.
             return newcomer.object_id, None, unreadable(str(error))
-        facts, pixels = examine(body, plan.geometry)
+        with decoding():
+            facts, pixels = examine(body, plan.geometry)
         if pixels is not None:
-            writer.put(row, facts.sha256, pixels)
-        return newcomer.object_id, facts.sha256, asdict(facts)
+            kept.put(row, facts.sha256, pixels)
+        return newcomer.object_id, facts.sha256, vars(facts)
 
     measured = []
     with (
-        held.writer(name, plan.geometry, len(newcomers)) as writer,
+        shelf(name, plan.geometry, len(newcomers), older) as kept,
         ThreadPoolExecutor(settings.load().workers) as pool,
         progress("fetch and decode", len(newcomers)) as advance,
     ):

@@ -13,7 +13,7 @@ from records.benchmark import BenchmarkRow
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
 from tasks import checkpoints
-from tasks.evaluation import answer, told
+from tasks.evaluation import answer, engine_of, told
 from tasks.step import reading, timed
 from vision.answers import Answers, BadAnswers
 from vision.gate import Evidence, Limits, Verdict
@@ -21,7 +21,8 @@ from vision.gate import judge as decide
 
 log = logging.getLogger("regraft")
 
-# How far an answer repeated at deployment may lie from the recorded one.
+# How far an answer repeated at deployment may lie from the recorded one. The engine and its
+# precision are those of the record, so that this is about other shapes of the last batch only.
 REPEAT_TOLERANCE = 1e-3
 REPEATED_IMAGES = 64
 
@@ -146,7 +147,7 @@ def _repeat_answers(version_id: int, benchmark_version: int) -> None:
         names = list(loaded.class_names)
         stored = _answers(session, recorded, names)
         members = benchmark.members(session, benchmark_version)[:REPEATED_IMAGES]
-    if stored is None:
+    if recorded is None or stored is None:
         raise NotDeployable(f"version {version_id} has no recorded answers to repeat")
     images = [one.sha256 for one in members]
     again = answer(
@@ -154,6 +155,7 @@ def _repeat_answers(version_id: int, benchmark_version: int) -> None:
         {one.sha256: (one.key, None) for one in members},
         images,
         [one.class_name for one in members],
+        engine_of(recorded.runtime),
     )
     try:
         before = stored.only(images)

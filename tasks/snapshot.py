@@ -6,20 +6,22 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
+from sqlalchemy.orm import Session
 
 from infra import database, storage
 from records import runs, snapshots
-from records.snapshots import Chosen, ClassCount
+from records.snapshots import ClassCount
 from tasks.step import reading, timed
 from vision.plan import Plan
 
 SCHEMA = pa.schema([("sha256", pa.string()), ("class", pa.string()), ("split", pa.string())])
-ROWS_AT_A_TIME = 10_000
 
 
 class NothingToTrain(RuntimeError):
@@ -42,22 +44,39 @@ def freeze_snapshot(run_id: int, plan: Plan) -> str:
     The digest is that of the list itself (sorted images with class and split) and of the rule
     that chose them, so a run that is repeated freezes the same snapshot.
     """
-    with timed(run_id, "snapshot") as facts:
-        with tempfile.TemporaryDirectory() as folder, database.connect().transaction() as session:
-            path = Path(folder) / "snapshot.parquet"
-            classes = snapshots.counts(session, plan.cutoff, plan.most)
-            _refuse_too_little(classes, plan)
-            digest, images = _write(path, snapshots.choose(session, plan.cutoff, plan.most))
-            key = f"snapshots/{digest}.parquet"
-            # Asked first: another pyarrow writes the same list in other bytes.
-            if not storage.connect().exists(key):
-                body_digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                storage.connect().write_once(key, path, body_digest)
-            runs.fence(session, run_id)
-            snapshots.record(session, digest, key, plan.cutoff, plan.most, images, classes)
-            runs.note(session, run_id, snapshot_digest=digest)
-        facts.update(images=images, classes=sum(one.lacks == 0 for one in classes))
+    with timed(run_id, "snapshot") as facts, database.connect().transaction() as session:
+        revision = snapshots.revision(session)
+        known = snapshots.chosen_at(session, revision, plan.cutoff, plan.most)
+        if known is not None and storage.connect().exists(known.key):
+            digest, images, classes = known.digest, known.images, known.classes
+        else:
+            digest, images, classes = _choose(session, run_id, plan)
+            snapshots.keep_choice(session, revision, plan.cutoff, plan.most, digest)
+        runs.fence(session, run_id)
+        runs.note(session, run_id, snapshot_digest=digest)
+        facts.update(images=images, classes=classes)
     return digest
+
+
+def _choose(session: Session, run_id: int, plan: Plan) -> tuple[str, int, int]:
+    """Choose anew: digest, images and classes of the snapshot, which then lies in S3."""
+    classes = snapshots.counts(session, plan.cutoff, plan.most)
+    _refuse_too_little(classes, plan)
+    enough = [one.class_name for one in classes if one.lacks == 0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "snapshot.parquet"
+        with Writer(path) as writer:
+            snapshots.export(session, enough, plan.most, writer.add)
+        digest = writer.digest.hexdigest()
+        key = f"snapshots/{digest}.parquet"
+        # Asked first: another pyarrow writes the same list in other bytes.
+        if not storage.connect().exists(key):
+            with path.open("rb") as file:
+                body_digest = hashlib.file_digest(file, "sha256").hexdigest()
+            storage.connect().write_once(key, path, body_digest)
+    runs.fence(session, run_id)
+    snapshots.record(session, digest, key, plan.cutoff, plan.most, writer.images, classes)
+    return digest, writer.images, len(enough)
 
 
 def _refuse_too_little(classes: list[ClassCount], plan: Plan) -> None:
@@ -77,21 +96,46 @@ def _refuse_too_little(classes: list[ClassCount], plan: Plan) -> None:
             )
 
 
-def _write(path: Path, chosen: Iterator[Chosen]) -> tuple[str, int]:
-    whole = hashlib.sha256(f"{snapshots.POLICY}\n".encode())
-    images = 0
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        while some := list(islice(chosen, ROWS_AT_A_TIME)):
-            for one in some:
-                whole.update(f"{one.sha256} {one.class_name} {one.split}\n".encode())
-            images += len(some)
-            columns = [
-                [one.sha256 for one in some],
-                [one.class_name for one in some],
-                [one.split for one in some],
-            ]
-            writer.write_table(pa.table(columns, schema=SCHEMA))
-    return whole.hexdigest(), images
+class Writer:
+    """A snapshot's list on its way from Postgres into a Parquet file, hashed as it passes.
+
+    Blocks are read, hashed and compressed by libraries that let go of Python's lock; no Python
+    object is made for a row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.digest = _begun()
+        self.images = 0
+        self._file = pq.ParquetWriter(
+            path, SCHEMA, compression="zstd", use_dictionary=["class", "split"]
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, lines: bytes) -> None:
+        """Take a block of lines as `records.snapshots.export` gives them."""
+        plain = lines.replace(b"\t", b" ")
+        escaped = b"\\" in plain
+        self.digest.update(plain.replace(b"\\\\", b"\\") if escaped else plain)
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(lines),
+            pyarrow.csv.ReadOptions(column_names=SCHEMA.names),
+            pyarrow.csv.ParseOptions(
+                delimiter="\t", quote_char=False, escape_char="\\" if escaped else False
+            ),
+            pyarrow.csv.ConvertOptions(column_types=SCHEMA),
+        )
+        self.images += len(table)
+        self._file.write_table(table)
+
+
+def _begun() -> Any:
+    """The digest of a list, before its lines `sha256 class split`."""
+    return hashlib.sha256(f"{snapshots.POLICY}\n".encode())
 
 
 def read(digest: str) -> Listed:
@@ -99,14 +143,27 @@ def read(digest: str) -> Listed:
     with database.connect().transaction() as session:
         key = snapshots.key_of(session, digest)
     table = pq.read_table(pa.BufferReader(storage.connect().read(key)))
-    columns = [table.column(name).to_pylist() for name in SCHEMA.names]
-    whole = hashlib.sha256(f"{snapshots.POLICY}\n".encode())
-    images: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    labels: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for sha256, name, split in zip(*columns, strict=True):
-        whole.update(f"{sha256} {name} {split}\n".encode())
-        images[split].append(sha256)
-        labels[split].append(name)
+    whole = _begun()
+    for block in _lines(table):
+        whole.update(block)
     if whole.hexdigest() != digest:
         raise ValueError(f"snapshot {digest[:12]}… was changed in S3: restore {key} from a backup")
-    return Listed(images, labels, sorted(set(columns[1])))
+    parts = {
+        split: table.filter(pc.equal(table["split"], split))
+        for split in ("train", "validation", "test")
+    }
+    return Listed(
+        {split: part["sha256"].to_pylist() for split, part in parts.items()},
+        {split: part["class"].to_pylist() for split, part in parts.items()},
+        sorted(pc.unique(table["class"]).to_pylist()),
+    )
+
+
+def _lines(table: pa.Table) -> Iterator[memoryview]:
+    """The lines `sha256 class split` of a list, in blocks of bytes."""
+    for batch in table.select(SCHEMA.names).to_batches(max_chunksize=100_000):
+        sha256, name, split = batch.columns
+        ended = pc.binary_join_element_wise(split, "", "\n")
+        lines = pc.binary_join_element_wise(sha256, name, ended, " ")
+        _, offsets, body = lines.buffers()
+        yield memoryview(body)[: memoryview(offsets).cast("i")[len(lines)]]

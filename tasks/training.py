@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import shutil
 import subprocess
@@ -20,11 +21,15 @@ from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
 from tasks.snapshot import Listed
 from tasks.step import reading, timed, training
+from vision import distributed
 from vision import network as networks
+from vision.calibration import Calibration
 from vision.fitting import BadExamples, Diverged, Epoch, Examples, Fitted, fit
 from vision.pixels import Pixels
 from vision.plan import BadPlan, Plan
-from vision.prediction import predict
+from vision.prediction import Gatherable, predict
+
+log = logging.getLogger("regraft")
 
 # The training accuracy that the gate compares with validation is measured without augmentation,
 # on at most this many training images.
@@ -86,7 +91,7 @@ def train_version(run_id: int, version_id: int) -> None:
     shutil.rmtree(workdir, ignore_errors=True)
 
 
-def _pixels_of(listed: Listed, plan: Plan) -> Pixels:
+def _pixels_of(listed: Listed, plan: Plan) -> Gatherable:
     images = [sha256 for split in listed.images.values() for sha256 in split]
     with database.connect().transaction() as session:
         sources = objects.sources(session, images)
@@ -126,7 +131,7 @@ def _fit(
     network: nn.Module,
     plan: Plan,
     listed: Listed,
-    held: Pixels,
+    held: Gatherable,
     workdir: Path,
 ) -> Fitted:
     def keep(epoch: Epoch) -> None:
@@ -134,16 +139,44 @@ def _fit(
             runs.fence(session, run_id)
             versions.add_epoch(session, version_id, EpochRow(**dataclasses.asdict(epoch)))
 
+    known = settings.load()
+    train, validation = (
+        Examples(held, listed.images[split], listed.labels[split])
+        for split in ("train", "validation")
+    )
+    processes = known.processes or distributed.gpus(known.device)
+    if processes > 1 and not isinstance(held, Pixels):
+        log.warning("the pixel cache has no room for all images of this training, so 1 process "
+                    "trains instead of %d: raise REGRAFT_CACHE_GIGABYTES", processes)
+        processes = 1
     with progress("train, in steps", None) as advance:
+        if processes > 1:
+            # of their own: this process is Prefect's, and a rank may be killed
+            return distributed.fit_by(
+                processes,
+                network,
+                plan,
+                train,
+                validation,
+                pixels.cache().folder,
+                workdir,
+                known.device,
+                on_epoch=keep,
+                on_step=advance,
+                calibration=known.cache_dir / "calibration.json",
+                threads=known.threads,
+            )
         return fit(
             network,
             plan,
-            Examples(held, listed.images["train"], listed.labels["train"]),
-            Examples(held, listed.images["validation"], listed.labels["validation"]),
+            train,
+            validation,
             workdir,
-            settings.load().device,
+            known.device,
             on_epoch=keep,
             on_step=advance,
+            calibration=Calibration(known.cache_dir / "calibration.json"),
+            threads=known.threads,
         )
 
 
@@ -153,7 +186,7 @@ def _keep(
     fitted: Fitted,
     plan: Plan,
     listed: Listed,
-    held: Pixels,
+    held: Gatherable,
     workdir: Path,
 ) -> None:
     path = workdir / "checkpoint.safetensors"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vision.calibration import Calibration
 from vision.fitting import (
     BadExamples,
     Diverged,
@@ -33,6 +34,7 @@ from vision.network import (
     head,
     head_keys,
     load,
+    read_tensors,
     save,
     warm_start,
 )
@@ -371,22 +373,43 @@ def test_examples_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_measured_once_and_remembered(tmp_path: Path) -> None:
-    """A long run on `auto` measures, a resumed one goes on with what was chosen."""
-    many = Examples(TRAIN.pixels, TRAIN.images, TRAIN.labels)
-    plan = replace(PLAN, precision="auto", channels_last=None, epochs=200, batch_size=25,
-                   image_size=32)
+    """A long run on `auto` measures, a resumed one goes on as it began, the next one recalls."""
+    plan = replace(PLAN, precision="auto", channels_last=None, epochs=200, batch_size=25)
+    short = replace(plan, epochs=2)
+    fresh = fit(build(short, NAMES), short, TRAIN, VALIDATION, tmp_path / "fresh", "cpu",
+                calibration=Calibration(tmp_path / "none.json"))
+    assert fresh.machine["chosen"] == "too short to measure"
+    assert (fresh.machine["precision"], fresh.machine["channels_last"]) == ("float32", False)
 
     def die(_: Epoch) -> None:
         raise KilledError
 
-    with pytest.raises(KilledError):
-        fit(build(plan, NAMES), plan, many, VALIDATION, tmp_path, "cpu", on_epoch=die)
-    with pytest.raises(KilledError):
-        fit(build(plan, NAMES), plan, many, VALIDATION, tmp_path, "cpu", on_epoch=die)
-    short = replace(plan, epochs=2)
-    fitted = fit(build(short, NAMES), short, many, VALIDATION, tmp_path / "short", "cpu")
-    assert fitted.machine["chosen"] == "too short to measure"
-    assert (fitted.machine["precision"], fitted.machine["channels_last"]) == ("float32", False)
+    machines = []
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "long", "cpu",
+                on_epoch=die, calibration=Calibration(tmp_path / "calibration.json"))
+        _, facts = read_tensors((tmp_path / "long" / "resume.safetensors").read_bytes(), "state")
+        machines.append(facts["machine"])
+    assert machines[0] == machines[1]
+    assert machines[0]["chosen"] == "measured"
+    assert len(machines[0]["measured_seconds"]) == 4
+    again = fit(build(short, NAMES), short, TRAIN, VALIDATION, tmp_path / "again", "cpu",
+                calibration=Calibration(tmp_path / "calibration.json"))
+    assert again.machine["chosen"] == "measured before"
+    assert again.machine["measured_seconds"] == machines[0]["measured_seconds"]
+    for key in ("precision", "channels_last", "threads", "compiled"):
+        assert again.machine[key] == machines[0][key]
+
+
+def test_threads_that_are_given_are_used_and_handed_back(tmp_path: Path) -> None:
+    """A run takes the threads it is told to take, and leaves the process as it was."""
+    heard: list[int] = []
+    fitted = fit(build(PLAN, NAMES), PLAN, TRAIN, VALIDATION, tmp_path, "cpu", threads=2,
+                 on_epoch=lambda _: heard.append(torch.get_num_threads()))
+    assert heard == [2] * PLAN.epochs
+    assert fitted.machine["threads"] == 2
+    assert torch.get_num_threads() == 1
 
 
 def test_each_epoch_sees_every_image_once_and_no_batch_of_one() -> None:

@@ -1,6 +1,7 @@
 """Maps equal the grad-cam package's, and say so when nothing speaks for a class."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -151,6 +152,20 @@ def test_the_facts_point_to_the_place() -> None:
     assert (found.centre_x, found.centre_y) == pytest.approx((0.875, 0.375), abs=1e-3)
     assert found.area == 1 / 16
     assert found.image_size == 64
+
+
+def test_other_weights_give_other_maps() -> None:
+    """The map is made of what the network has learned, not of the picture's edges alone."""
+    plan = Plan(architecture="test_resnet", image_size=128)
+    stored = pictures(plan.geometry.side)
+    first, other = (
+        maps(build(replace(plan, seed=seed), NAMES), stored, TARGETS, plan, "cpu")
+        for seed in (0, 1)
+    )
+    assert any(
+        abs(one.values.astype(float) - its.values.astype(float)).max() > 0.1
+        for one, its in zip(first, other, strict=True)
+    )
 
 
 def test_an_overlay_shows_the_place_or_says_that_there_is_none() -> None:

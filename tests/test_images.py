@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFile, ImageFilter, ImageOps
 
 from vision import images
-from vision.images import BadImage, decode, examine, prepare
+from vision.images import BadImage, decode, examine, prepare, square
 from vision.plan import Geometry
 
 GEOMETRY = Geometry(image_size=56, crop=0.875, interpolation="bilinear")
@@ -286,6 +286,60 @@ def test_prepare_equals_a_plain_resize(interpolation: str) -> None:
     plain = image.resize((64, 64), Image.Resampling[interpolation.upper()])
     difference = np.abs(prepare(image, geometry).astype(int) - np.asarray(plain))
     assert difference.max() <= 3
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(1024, 1024), (1300, 1101), (2403, 1805), (4200, 4104)])
+def test_large_pictures_lose_nothing_by_the_shortcut(
+    size: tuple[int, int], name: str, interpolation: str
+) -> None:
+    """Decoded 2, 4 or 8 times smaller, a square is within a level of a full decode and resize."""
+    geometry = Geometry(224, 0.875, interpolation)  # type: ignore[arg-type]
+    body = pictures.encode(pictures.photograph(5, *size), name)
+    facts, pixels = examine(body, geometry)
+    assert (facts.width, facts.height) == size
+    plain = prepare(decode(body), geometry).astype(int)
+    assert pixels is not None
+    assert np.abs(pixels - plain).mean() <= 1
+    assert np.abs(pixels - plain).max() <= 16
+
+
+@pytest.mark.parametrize("side", [32, 96, 256, 300, 600])
+@pytest.mark.parametrize("orientation", [1, 4, 6, 7])
+def test_intake_and_serving_see_the_same_square(side: int, orientation: int) -> None:
+    """Whatever the geometry and however the camera was held: the very same pixels, same facts."""
+    geometry = Geometry(side, 1.0, "bilinear")
+    body = pictures.with_orientation(pictures.photograph(2, 1501, 1203), orientation)
+    facts, pixels = examine(body, geometry)
+    assert np.array_equal(pixels, square(body, geometry))
+    assert facts == examine(body, None)[0]
+    plain = prepare(decode(body), geometry).astype(int)
+    assert np.abs(square(body, geometry) - plain).mean() <= 1
+
+
+def test_a_large_picture_cut_short_is_noticed() -> None:
+    """Decoding smaller still reads all the data: what is missing is missed, but no end marker."""
+    body = pictures.jpeg(pictures.photograph(1, 2400, 1800))
+    for share in (0.1, 0.5, 0.9, 0.999):
+        facts, pixels = examine(body[: int(len(body) * share)], GEOMETRY)
+        assert (facts.readable, pixels) == (False, None)
+        assert (facts.width, facts.height) == (2400, 1800)
+    without_end, pixels = examine(body[:-2], GEOMETRY)
+    assert without_end.readable
+    assert np.array_equal(pixels, examine(body, GEOMETRY)[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hash_of_a_large_picture_finds_its_small_copy(seed: int) -> None:
+    """A photograph of many pixels and the same one reduced, worse or mirrored, are near."""
+    image = pictures.photograph(seed, 2403, 1805)
+    large, _ = examine(pictures.jpeg(image), None)
+    for copy in (image.resize((801, 602)), image.resize((320, 240)), image):
+        worse, _ = examine(pictures.jpeg(copy, quality=40), None)
+        assert bits(large.dhash, worse.dhash) <= 3
+        mirror, _ = examine(pictures.jpeg(ImageOps.mirror(copy)), None)
+        assert bits(large.dhash, mirror.dhash_mirror) <= 3
 
 
 @pytest.mark.parametrize("seed", range(10))

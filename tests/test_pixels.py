@@ -179,17 +179,17 @@ print("same")
     assert [reader.communicate()[0] for reader in readers] == ["same\n", "same\n"]
 
 
-def test_the_longest_unopened_files_make_room(
+def test_the_longest_unused_files_make_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whole files go, oldest opening first, never one that is kept, and each is logged."""
+    """Whole files go, oldest use first, never one that is kept, and each is logged."""
     cache = PixelCache(tmp_path, 3.5 * TEN / 1e9)
     paths = {name: fill(cache, name, range(n, n + 10)) for n, name in enumerate("abc")}
     for age, name in enumerate("cba"):
         os.utime(paths[name], (time.time() - 1000 - age,) * 2)
-    cache.open(GEOMETRY, ["a"])  # 'b' is now the longest unopened
+    cache.open(GEOMETRY).gather([digest(0)])  # 'b' is now the longest unused
     with caplog.at_level(logging.WARNING):
-        paths["d"] = fill(cache, "d", range(30, 40), keep=["b"])
+        paths["d"] = fill(cache, "d", range(30, 40), keep=[paths["b"]])
     assert sorted(path.name for path in tmp_path.rglob("*.npy")) == ["a.npy", "b.npy", "d.npy"]
     assert "dropped" in caplog.text
     assert str(paths["c"]) in caplog.text
@@ -199,14 +199,72 @@ def test_the_longest_unopened_files_make_room(
 def test_a_file_that_cannot_fit_drops_none(tmp_path: Path) -> None:
     """When the kept files leave too little room, the answer is one line and nothing is lost."""
     cache = PixelCache(tmp_path, 2.5 * TEN / 1e9)
-    fill(cache, "a", range(10))
-    fill(cache, "b", range(10, 20))
+    kept = [fill(cache, "a", range(10)), fill(cache, "b", range(10, 20))]
+    assert cache.room(GEOMETRY, kept) == 4
     with pytest.raises(CacheFull, match="raise REGRAFT_CACHE_GIGABYTES"):
-        fill(cache, "c", range(20, 30), keep=["a", "b"])
+        fill(cache, "c", range(20, 30), keep=kept)
     with pytest.raises(CacheFull, match="raise REGRAFT_CACHE_GIGABYTES"):
         fill(cache, "c", range(20, 60))
     assert not cache.open(GEOMETRY).missing([digest(n) for n in range(20)])
-    fill(cache, "b", range(20, 30), keep=["a", "b"])  # replacing needs no room beside itself
+    fill(cache, "b", range(20, 30), keep=kept)  # replacing needs no room beside itself
+
+
+def test_what_this_process_has_used_is_never_dropped(tmp_path: Path) -> None:
+    """Files used since the given time stay, so two that do not fit together never take turns."""
+    paths = {name: fill(PixelCache(tmp_path, 1), name, range(n, n + 10)) for n, name in
+             ((0, "a"), (10, "b"))}  # fmt: skip
+    for path in paths.values():
+        os.utime(path, (time.time() - 1000,) * 2)
+    cache = PixelCache(tmp_path, 2.5 * TEN / 1e9, since=time.time())
+    assert cache.room(GEOMETRY) == 25
+    cache.open(GEOMETRY).gather([digest(3)])
+    assert cache.room(GEOMETRY) == 14
+    with pytest.raises(CacheFull):
+        fill(cache, "c", range(20, 40))
+    fill(cache, "d", range(20, 30))
+    assert sorted(path.name for path in tmp_path.rglob("*.npy")) == ["a.npy", "d.npy"]
+    assert cache.room(GEOMETRY) == 4
+
+
+def test_a_dropped_file_stays_readable_for_who_has_it_open(tmp_path: Path) -> None:
+    """Dropping takes the name away, not the pixels under a reader's hands."""
+    fill(PixelCache(tmp_path, 1), "a", range(10))
+    pixels = PixelCache(tmp_path, 1).open(GEOMETRY)
+    fill(PixelCache(tmp_path, 1.5 * TEN / 1e9), "b", range(20, 30))
+    assert [path.name for path in tmp_path.rglob("*.npy")] == ["b.npy"]
+    assert np.array_equal(pixels.gather([digest(7)])[0], square(7))
+
+
+def test_files_being_written_count_against_the_limit(tmp_path: Path) -> None:
+    """Two processes that fill files at the same time do not both count on the same room."""
+    program = """
+with PixelCache(Path(sys.argv[1]), 1).writer("other", GEOMETRY, 10) as writer:
+    print("begun", flush=True)
+    sys.stdin.readline()
+    for row in range(10):
+        writer.put(row, digest(row), square(row))
+"""
+    other = start(program, tmp_path)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "begun\n"
+    cache = PixelCache(tmp_path, 2.5 * TEN / 1e9)
+    assert cache.room(GEOMETRY) == 14
+    with pytest.raises(CacheFull):
+        fill(cache, "a", range(20, 40))
+    fill(cache, "a", range(20, 30))
+    other.communicate("go\n")
+    assert cache.open(GEOMETRY).missing([digest(n) for n in (*range(10), *range(20, 30))]) == []
+    assert cache.used_bytes() <= cache.limit
+
+
+def test_the_files_of_some_pictures_are_told(tmp_path: Path) -> None:
+    """Which files hold any of the pictures asked for can be told, so that they can be kept."""
+    cache = PixelCache(tmp_path, 1)
+    first, _, third = (
+        fill(cache, name, range(n, n + 3)) for n, name in ((0, "a"), (3, "b"), (6, "c"))
+    )
+    pixels = cache.open(GEOMETRY)
+    assert pixels.files_of([digest(n) for n in (8, 1, 0, 77)]) == [first, third]
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_part(tmp_path: Path) -> None:
@@ -223,7 +281,7 @@ except CacheFull as error:
 """
     said, _ = start(program, tmp_path).communicate()
     assert said.count("\n") == 1
-    assert said.startswith("no space left for 1000 pictures in ")
+    assert said.startswith("no space left on the disk of the pixel cache")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.npy"]
     assert cache.open(GEOMETRY).has(digest(9))
 

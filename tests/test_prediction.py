@@ -13,7 +13,7 @@ from vision.answers import BadAnswers
 from vision.augmentation import centre
 from vision.network import build, head, normalisation
 from vision.plan import Plan
-from vision.prediction import ahead, device_named, latency, predict
+from vision.prediction import _best, ahead, device_named, latency, predict, standardised
 
 NAMES = ("cat", "dog", "emu", "gnu")
 PLAN = Plan(architecture="test_efficientnet", image_size=48)
@@ -96,6 +96,45 @@ def test_memory_layout_does_not_change_answers() -> None:
     last = predict(made, NAMES, NOISE, NOISE.images, LABELS, replace(PLAN, channels_last=True),
                    "cpu")
     assert np.allclose(plain.confidences, last.confidences, atol=1e-5)
+
+
+def test_equal_confidences_keep_the_order_of_the_classes() -> None:
+    """However many classes tie, the best are those of a stable sort of all."""
+    random = np.random.default_rng(0)
+    shares = torch.from_numpy(random.integers(0, 4, (200, 12)).astype(np.float32))
+    shares[:3] = 0.25
+    ordered, columns = shares.sort(dim=1, descending=True, stable=True)
+    for top in (1, 5, 12):
+        values, indices = _best(shares, top)
+        assert torch.equal(values, ordered[:, :top])
+        assert torch.equal(indices, columns[:, :top])
+
+
+def test_pixels_become_what_the_network_was_trained_on() -> None:
+    """Any number of pictures is cut, scaled and shifted as the plain formula says."""
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.1)))
+    for count in (1, 4, 11):
+        stored = torch.from_numpy(NOISE.gather(NOISE.images[:count]))
+        expected = (centre(stored, 48) - mean) / std
+        found = standardised(stored, 48, mean, std)
+        assert found.shape == expected.shape
+        assert torch.allclose(found, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="wants 99 or more"):
+        standardised(stored, 99, mean, std)
+
+
+def test_what_computes_may_be_another_engine() -> None:
+    """A function of stored pixels answers in place of the network, batch by batch."""
+    made, asked = network(), []
+
+    def forward(stored: torch.Tensor) -> torch.Tensor:
+        asked.append(len(stored))
+        return torch.eye(4)[torch.full((len(stored),), 2)]
+
+    answers = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=4,
+                      forward=forward)
+    assert set(answers.predicted) == {"emu"}
+    assert asked == [4, 4, 3]
 
 
 def test_nothing_to_predict_is_no_error() -> None:

@@ -54,6 +54,8 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("WORKERS", "true"),
         ("THREADS", "0"),
         ("THREADS", "0.5"),
+        ("PROCESSES", "0"),
+        ("PROCESSES", "all"),
         ("CACHE_GIGABYTES", "nan"),
         ("CACHE_GIGABYTES", "inf"),
         ("CACHE_GIGABYTES", "-1"),

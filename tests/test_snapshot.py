@@ -93,3 +93,99 @@ def test_a_snapshot_changed_in_s3_is_refused(
     put(storage, f"snapshots/{one}.parquet", storage.read(f"snapshots/{other}.parquet"))
     with pytest.raises(ValueError, match="was changed in S3: restore snapshots/"):
         snapshot.read(one)
+
+
+def test_an_unchanged_library_is_not_chosen_from_again(
+    database: Database, storage: Storage, two_batches: int
+) -> None:
+    """Same revision and same rule: the known snapshot, whose rows are not even looked at."""
+    digest = freeze(database, cutoff=5)
+    with database.transaction() as session:
+        before = snapshots.revision(session)
+        assert snapshots.chosen_at(session, before, 5, Plan().most).digest == digest  # type: ignore[union-attr]
+        assert snapshots.chosen_at(session, before, 4, Plan().most) is None
+        assert snapshots.chosen_at(session, before, 5, 7) is None
+        assert snapshots.chosen_at(session, before + 1, 5, Plan().most) is None
+    take_in(database)  # finds nothing new
+    assert freeze(database, cutoff=5) == digest
+    with database.transaction() as session:
+        assert snapshots.revision(session) == before
+    storage.delete(f"snapshots/{digest}.parquet")
+    assert freeze(database, cutoff=5) == digest
+    assert snapshot.read(digest).class_names == ["cross", "ring"]
+
+
+ACTS = {
+    "a new image": lambda storage: put(storage, "labelled/ring/99.png", picture(99)),
+    "a deleted object": lambda storage: storage.delete("labelled/ring/1.png"),
+    "a moved object": lambda storage: (
+        storage.copy("labelled/ring/1.png", "labelled/cross/moved.png"),
+        storage.delete("labelled/ring/1.png"),
+    ),
+    "a second label": lambda storage: storage.copy(
+        "labelled/ring/1.png", "labelled/cross/twice.png"
+    ),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_each_act_that_could_change_a_choice_is_noted(
+    act: str, database: Database, storage: Storage, two_batches: int
+) -> None:
+    """New, deleted, returned, moved or doubled: the library's revision grows each time."""
+    known = storage.read("labelled/ring/1.png")
+    digest = freeze(database, cutoff=5)
+    ACTS[act](storage)
+    take_in(database)
+    changed = freeze(database, cutoff=5)
+    assert changed != digest
+    if act == "a deleted object":
+        put(storage, "labelled/ring/1.png", known)
+        take_in(database)
+        assert freeze(database, cutoff=5) == digest
+
+
+def test_statements_behind_our_back_are_noted(
+    database: Database, storage: Storage, two_batches: int
+) -> None:
+    """Postgres itself counts, so nobody can forget to: a person's, and any program's."""
+    digest = freeze(database, cutoff=5)
+    with database.transaction() as session:
+        batches.revert_batch(session, two_batches, "Zoë", "a mistake")
+    reverted = freeze(database, cutoff=5)
+    assert reverted != digest
+    for statement in (
+        "UPDATE classes SET name = 'loop' WHERE name = 'ring'",
+        "UPDATE images SET class_id = (SELECT id FROM classes WHERE name = 'bar') "
+        "WHERE sha256 = (SELECT min(sha256) FROM images JOIN classes c ON c.id = class_id "
+        "WHERE c.name = 'cross' AND withdrawn_at IS NULL)",
+        "UPDATE images SET withdrawn_at = NULL, withdrawn_why = NULL",
+    ):
+        before = freeze(database, cutoff=2)
+        with database.transaction() as session:
+            revision = snapshots.revision(session)
+            session.connection().exec_driver_sql(statement)
+            session.connection().exec_driver_sql("UPDATE images SET origin = origin WHERE false")
+            assert snapshots.revision(session) == revision + 1
+        assert freeze(database, cutoff=2) != before
+    with pytest.raises(DBAPIError, match="written once"), database.transaction() as session:
+        session.connection().exec_driver_sql("DELETE FROM library_acts")
+
+
+def test_names_with_a_backslash_keep_the_digest(
+    database: Database, storage: Storage, two_batches: int
+) -> None:
+    """COPY doubles a backslash; the digest and the list hold the name as it is."""
+    with database.transaction() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE classes SET name = 'r\\in, \"g\"' WHERE name = 'ring'"
+        )
+    digest = freeze(database, cutoff=5)
+    assert snapshot.read(digest).class_names == ["cross", 'r\\in, "g"']
+
+
+def test_the_newest_are_taken_alike_with_and_without_a_limit(
+    database: Database, storage: Storage, two_batches: int
+) -> None:
+    """A limit that nothing reaches chooses what no limit chooses."""
+    assert freeze(database, cutoff=5, most=10_000) == freeze(database, cutoff=5, most=None)

@@ -208,6 +208,31 @@ def test_body_cut_short_is_read_again() -> None:
         thread.join()
 
 
+def test_a_whole_object_costs_one_request() -> None:
+    """Reading is one signed GET; what is not a whole answer at once goes the long way."""
+    body = os.urandom(50_000)
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                asked.append(connection.recv(65536))
+                connection.sendall(head + body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert Storage(endpoint, "bucket", "key", PLANTED).read("Kätz chen/1", "tag") == body
+        thread.join()
+    (request,) = asked
+    assert request.startswith(b"GET /bucket/K%C3%A4tz%20chen/1 HTTP/1.1")
+    assert b'If-Match: "tag"' in request
+    assert b"AWS4-HMAC-SHA256" in request
+    assert PLANTED.encode() not in request
+
+
 @pytest.mark.parametrize("endpoint", ["file:///etc", "s3://bucket", "nonsense", ""])
 def test_only_http_endpoints(endpoint: str) -> None:
     """What is not an http address is refused before anything is asked of it."""

@@ -5,7 +5,6 @@ from the plan's seed and the epoch's number, so a run that was killed and resume
 same bits as one that was not.
 """
 
-import copy
 import ctypes
 import hashlib
 import json
@@ -13,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision.augmentation import augment, seeds_of
+from vision.calibration import Calibration
 from vision.network import (
     BadCheckpoint,
     class_names_of,
@@ -48,6 +48,8 @@ from vision.prediction import (
     on_device,
     upload,
 )
+from vision.ranks import ALONE, Ranks
+from vision.trials import choose, compiled
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +57,11 @@ logger = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
-# below so many pictures in a whole run, measuring the machine costs more than it can save
-WORTH_MEASURING = 4000
-MEASURING_SECONDS = 10.0
-# half precision and another memory layout must be clearly faster, or noise would choose
-CLEARLY_FASTER = 1.15
 # steps between two looks at the loss on a GPU, because each look waits for it
 LOOK_EVERY = 50
 EFFECTIVE_BETA = 0.999
+# the label of pictures that only fill up a rank's share; cross entropy passes over it
+NOBODYS = -100
 PhaseName = Literal["all", "head", "blocks"]
 
 
@@ -76,6 +75,14 @@ class BadExamples(ValueError):
 
 class TooLarge(RuntimeError):
     """Not even the smallest part of a batch fits into the memory of the GPU."""
+
+
+class SmallerParts(RuntimeError):
+    """One of several ranks was out of memory: all must begin anew with this `micro_batch`."""
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(f"out of memory: {micro_batch} images at a time may fit")
+        self.micro_batch = micro_batch
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,8 @@ class Epoch:
 class Fitted:
     """The trained network, all its epochs (those before a resume too) and what the machine chose.
 
-    machine: device, precision, channels_last, threads, torch, timm, micro_batch and how they came.
+    machine: device, precision, channels_last, threads, compiled, torch, timm, micro_batch and how
+    they came.
     """
 
     network: nn.Module
@@ -165,6 +173,9 @@ class Setting:
     total_steps: int
     micro_batch: int | None  # None: the whole batch at once
     order: list[int] = field(default_factory=list)
+    ranks: Ranks = ALONE
+    learner: nn.Module = field(init=False)  # the network as it is called in training
+    compiled: nn.Module | None = None  # the same, made for whole batches of the plan's size
 
 
 def fit(
@@ -176,6 +187,9 @@ def fit(
     device: str | torch.device = "auto",
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    ranks: Ranks = ALONE,
+    calibration: Calibration | None = None,
+    threads: int | None = None,
 ) -> Fitted:
     """Train the network in place by the plan's recipe, to the end of its cosine.
 
@@ -183,13 +197,25 @@ def fit(
     the same arguments and `workdir`, it goes on behind the last finished epoch; a damaged state or
     one of other arguments is set aside with a warning. `on_step` hears (steps done, steps in all).
     Raises `Diverged`, `BadExamples`, `TooLarge`, and `BadPlan` for an impossible `unfreeze`.
+
+    How a step is computed (`vision.trials`) is what `calibration` remembers of this machine, else
+    measured and kept in it; `threads` None: measured too, up to as many as torch uses now.
+
+    With `ranks`, every one of several processes calls it with the same arguments and has the same
+    result; only the leader reads and writes `workdir`. See `vision.distributed`.
     """
     place = device_named(device)
     keep_freed_memory()
     identity = _identity(network, plan, train, validation, place)
-    state = _read_state(workdir / RESUME_FILE, identity)
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        setting = _set_up(network, plan, train, validation, place, on_step, state)
+    state = ranks.first(lambda: _read_state(workdir / RESUME_FILE, identity))
+    with (
+        torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
+        _threads_given_back(),
+    ):
+        setting = _set_up(
+            network, plan, train, validation, place, on_step, state, ranks,
+            calibration or Calibration(), threads,
+        )
         epochs = [Epoch(**one) for one in state.facts["epochs"]] if state else []
         if state:
             _restore_network(network, state)
@@ -204,7 +230,8 @@ def fit(
                 epoch = _one_epoch(setting, phase, optimizer, len(epochs) + 1)
                 epochs.append(epoch)
                 setting.machine["micro_batch"] = setting.micro_batch
-                _write_state(workdir / RESUME_FILE, identity, setting, optimizer, epochs)
+                if ranks.leads:
+                    _write_state(workdir / RESUME_FILE, identity, setting, optimizer, epochs)
                 logger.info(
                     "epoch %d of %d (%s): loss %.4f, validation accuracy %.4f, %.0f images/s",
                     epoch.number, plan.epochs, epoch.phase, epoch.train_loss,
@@ -214,6 +241,15 @@ def fit(
     network.requires_grad_(True).eval()
     network.to(memory_format=torch.contiguous_format)
     return Fitted(network, tuple(epochs), setting.machine)
+
+
+@contextmanager
+def _threads_given_back() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:
@@ -298,6 +334,9 @@ def _set_up(
     device: torch.device,
     on_step: Callable[[int, int], None],
     state: State | None,
+    ranks: Ranks,
+    calibration: Calibration,
+    threads: int | None,
 ) -> Setting:
     names = class_names_of(network)
     targets = {name: index for index, name in enumerate(names)}
@@ -316,13 +355,18 @@ def _set_up(
         micro_batch=None,
         # the order in which images were listed must not decide the result
         order=sorted(range(len(train.images)), key=lambda row: train.images[row]),
+        ranks=ranks,
     )
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    setting.machine = dict(state.facts["machine"]) if state else _choose(setting)
+    setting.machine = dict(state.facts["machine"]) if state else ranks.first(
+        lambda: _choose(setting, calibration, threads)
+    )
+    torch.set_num_threads(setting.machine["threads"])
     setting.bfloat16 = setting.machine["precision"] == "bfloat16"
     setting.channels_last = setting.machine["channels_last"]
-    setting.micro_batch = setting.machine["micro_batch"]
+    setting.micro_batch = ranks.micro_batch or setting.machine["micro_batch"]
+    setting.machine["processes"] = ranks.world
     if setting.channels_last:
         network.to(memory_format=torch.channels_last)
     return setting
@@ -346,77 +390,31 @@ def _check(plan: Plan, train: Examples, validation: Examples, names: Sequence[st
         raise BadExamples(f"image {both} is in training and in validation: split again")
 
 
-def _choose(setting: Setting) -> dict[str, Any]:
-    """Precision and memory layout: the plan's, else what suits this machine."""
+def _choose(
+    setting: Setting, calibration: Calibration, threads: int | None
+) -> dict[str, Any]:
+    """How this machine computes the steps: as the plan says, else as it is fastest."""
     plan, device = setting.plan, setting.device
-    machine: dict[str, Any] = {
+
+    def one_batch() -> tuple[Tensor, Tensor]:
+        rows = setting.order[:plan.batch_size]
+        labels = [setting.targets[setting.train.labels[row]] for row in rows]
+        return _prepared(setting, rows, epoch=0), torch.tensor(labels, device=device)
+
+    choice = choose(
+        setting.network, plan, device, len(setting.order) * plan.epochs, one_batch, calibration,
+        threads, may_compile=setting.ranks.world == 1 and len(setting.order) >= plan.batch_size,
+    )
+    logger.info("steps are computed with %s (%s)", choice.way, choice.reason)
+    return {
+        **asdict(choice.way),
+        "chosen": choice.reason,
+        "measured_seconds": dict(choice.seconds),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "micro_batch": setting.micro_batch,
     }
-    precisions = ["float32", "bfloat16"] if plan.precision == "auto" else [plan.precision]
-    layouts = [False, True] if plan.channels_last is None else [plan.channels_last]
-    if device.type == "cuda":
-        half = "bfloat16" in precisions and torch.cuda.is_bf16_supported()
-        return machine | {
-            "precision": "bfloat16" if half else "float32", "channels_last": layouts[-1],
-            "chosen": "as the GPU supports",
-        }
-    pictures = len(setting.train.images) * plan.epochs
-    if len(precisions) * len(layouts) == 1 or pictures < WORTH_MEASURING:
-        reason = "by the plan" if len(precisions) * len(layouts) == 1 else "too short to measure"
-        return machine | {
-            "precision": precisions[0], "channels_last": layouts[0], "chosen": reason,
-        }
-    seconds = _measure(setting, [(one, two) for one in precisions for two in layouts])
-    plain = (precisions[0], layouts[0])
-    best = min(seconds, key=lambda pair: seconds[pair])
-    if seconds[best] * CLEARLY_FASTER > seconds[plain]:
-        best = plain
-    logger.info("a step of few images takes %s", ", ".join(
-        f"{1000 * value:.0f} ms with {_spelt(pair)}" for pair, value in seconds.items()
-    ))
-    return machine | {
-        "precision": best[0], "channels_last": best[1], "chosen": "measured",
-        "measured_seconds": {_spelt(pair): value for pair, value in seconds.items()},
-    }
-
-
-def _spelt(pair: tuple[str, bool]) -> str:
-    return f"{pair[0]}{', channels last' if pair[1] else ''}"
-
-
-def _measure(setting: Setting, pairs: list[tuple[str, bool]]) -> dict[tuple[str, bool], float]:
-    """Seconds per step of each (precision, channels_last), on copies of the network.
-
-    The pairs take turns, so that other work on the machine slows all of them alike; the first
-    round only warms up, and the rounds end when the time for measuring is used up.
-    """
-    rows = setting.order[:min(8, setting.plan.batch_size)]
-    batch = _prepared(setting, rows, epoch=0)
-    labels = torch.tensor([setting.targets[setting.train.labels[row]] for row in rows])
-    layouts = {False: torch.contiguous_format, True: torch.channels_last}
-    trials = {
-        last: copy.deepcopy(setting.network).to(memory_format=layouts[last]).train()
-        for last in {last for _, last in pairs}
-    }
-    fastest = dict.fromkeys(pairs, math.inf)
-    begun = time.perf_counter()
-    for turn in range(4):
-        if turn > 1 and time.perf_counter() - begun > MEASURING_SECONDS:
-            break
-        for precision, last in pairs:
-            pictures = batch.contiguous(memory_format=layouts[last])
-            start = time.perf_counter()
-            with autocast(setting.device, precision == "bfloat16"):
-                loss = functional.cross_entropy(trials[last](pictures), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if turn > 0:
-                seconds = time.perf_counter() - start
-                fastest[precision, last] = min(fastest[precision, last], seconds)
-    return fastest
 
 
 # --- training ---
@@ -431,6 +429,9 @@ def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
         freeze_all_but(network, plan.unfreeze)
     else:
         network.requires_grad_(True)
+    setting.learner = setting.ranks.learner(network)
+    alone = setting.ranks.world == 1
+    setting.compiled = compiled(network) if alone and setting.machine.get("compiled") else None
     of_head = {id(parameter) for parameter in head(network).parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
@@ -454,7 +455,7 @@ def _one_epoch(
     """Train over all images once, then validate."""
     start = time.perf_counter()
     plan = setting.plan
-    torch.manual_seed(_mixed(plan.seed, number, "dropout"))
+    torch.manual_seed(_mixed(plan.seed, number, _dropout_of(setting.ranks)))
     rows_of = batches(len(setting.order), plan.batch_size, plan.seed, number)
     steps = len(rows_of) * (phase.last - phase.first + 1)
     warmup = round(plan.warmup_epochs * len(rows_of))
@@ -464,11 +465,11 @@ def _one_epoch(
     losses: list[Tensor] = []
     right = torch.zeros((), dtype=torch.long, device=setting.device)
     rates = 0.0
-    for step, (batch, labels) in enumerate(_training_batches(setting, rows_of, number)):
+    for step, (batch, labels, own) in enumerate(_training_batches(setting, rows_of, number)):
         factor = rate_factor(done_before + step, steps, warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        loss, correct = _step(setting, optimizer, batch, labels)
+        loss, correct = _step(setting, optimizer, batch, labels, own)
         losses.append(loss)
         right += correct
         rates += factor * phase.head_rate
@@ -527,16 +528,21 @@ def _set_modes(setting: Setting, phase: Phase) -> None:
 
 def _training_batches(
     setting: Setting, rows_of: list[list[int]], epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (pictures [B, 3, size, size], labels [B]) of one epoch, on the device."""
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield (pictures [B, 3, size, size], labels [B], own) of one epoch, on the device.
 
-    def produce() -> Iterator[tuple[Tensor, Tensor]]:
+    The first `own` count; among several ranks one more may follow that another learns from.
+    """
+
+    def produce() -> Iterator[tuple[Tensor, Tensor, int]]:
         for places in rows_of:
-            rows = [setting.order[place] for place in places]
+            share, own = setting.ranks.share(places)
+            rows = [setting.order[place] for place in share]
             labels = torch.tensor(
                 [setting.targets[setting.train.labels[row]] for row in rows]
             ).to(setting.device)
-            yield _prepared(setting, rows, epoch), labels
+            labels[own:] = NOBODYS
+            yield _prepared(setting, rows, epoch), labels, own
 
     # on a CPU the cores are busy with the network already, and preparing is a hundredth of the work
     return ahead(produce()) if setting.device.type == "cuda" else produce()
@@ -550,14 +556,14 @@ def _prepared(setting: Setting, rows: list[int], epoch: int) -> Tensor:
     seeds = seeds_of(plan.seed, epoch, images)
     with torch.no_grad():
         bent = augment(stored, plan.augmentation, plan.image_size, seeds)
-        bent = (bent - setting.mean) / setting.std
+        bent.sub_(setting.mean).div_(setting.std)
     if setting.channels_last:
         return bent.contiguous(memory_format=torch.channels_last)
     return bent
 
 
 def _step(
-    setting: Setting, optimizer: torch.optim.Optimizer, batch: Tensor, labels: Tensor
+    setting: Setting, optimizer: torch.optim.Optimizer, batch: Tensor, labels: Tensor, own: int
 ) -> tuple[Tensor, Tensor]:
     """One optimizer step on the whole batch, in as many parts as the memory asks for.
 
@@ -566,10 +572,12 @@ def _step(
     while True:
         optimizer.zero_grad(set_to_none=True)
         try:
-            loss, right = _gradients(setting, batch, labels)
+            loss, right = _gradients(setting, batch, labels, own)
             break
         except torch.OutOfMemoryError:
             _halve(setting, len(labels))
+            if setting.micro_batch and setting.ranks.world > 1:  # the others wait for this one
+                raise SmallerParts(setting.micro_batch) from None
     if setting.plan.gradient_clip is not None:
         learning = [one for group in optimizer.param_groups for one in group["params"]]
         nn.utils.clip_grad_norm_(learning, setting.plan.gradient_clip)
@@ -577,26 +585,35 @@ def _step(
     return loss, right
 
 
-def _gradients(setting: Setting, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    plan = setting.plan
+def _gradients(
+    setting: Setting, batch: Tensor, labels: Tensor, own: int
+) -> tuple[Tensor, Tensor]:
+    plan, ranks = setting.plan, setting.ranks
     parts = max(1, math.ceil(len(labels) / (setting.micro_batch or len(labels))))
+    whole = parts == 1 and len(labels) == plan.batch_size
+    learner = setting.learner
+    if whole and setting.compiled is not None:
+        learner = setting.compiled
     # the sum of weights over the whole batch, so that parts add up to what the whole would give
-    total = setting.weights[labels].sum()
+    # (the mean over the ranks, since their gradients are averaged too)
+    total = ranks.mean(setting.weights[labels[:own]].sum())
     loss = torch.zeros((), device=setting.device)
     right = torch.zeros((), dtype=torch.long, device=setting.device)
-    for pictures, targets in zip(
-        batch.tensor_split(parts), labels.tensor_split(parts), strict=True
+    for number, (pictures, targets) in enumerate(
+        zip(batch.tensor_split(parts), labels.tensor_split(parts), strict=True), start=1
     ):
-        with _mixed_precision(setting):
-            outputs = setting.network(pictures)
-        part = functional.cross_entropy(
-            outputs.float(), targets, weight=setting.weights, reduction="sum",
-            label_smoothing=plan.label_smoothing,
-        ) / total
-        part.backward()  # type: ignore[no-untyped-call]
+        counted, own = min(own, len(targets)), max(0, own - len(targets))
+        with ranks.sending(setting.learner, number == parts):
+            with _mixed_precision(setting), ranks.whole_batch(counted):
+                outputs = learner(pictures)
+            part = functional.cross_entropy(
+                outputs.float(), targets, weight=setting.weights, reduction="sum",
+                label_smoothing=plan.label_smoothing, ignore_index=NOBODYS,
+            ) / total
+            part.backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
         right += (outputs.detach().argmax(dim=1) == targets).sum()
-    return loss, right
+    return ranks.mean(loss), ranks.sum(right)
 
 
 def _mixed_precision(setting: Setting) -> AbstractContextManager[object]:
@@ -619,20 +636,22 @@ def _halve(setting: Setting, count: int) -> None:
 
 def _validate(setting: Setting) -> tuple[float, float]:
     """Mean loss and accuracy on the validation images, as precise as `predict` answers."""
-    examples = setting.validation
+    examples, ranks = setting.validation, setting.ranks
+    rows_here = slice(ranks.rank, None, ranks.world)
     targets = torch.tensor(
-        [setting.targets[label] for label in examples.labels], device=setting.device
+        [setting.targets[label] for label in examples.labels[rows_here]], device=setting.device
     )
     loss = torch.zeros((), dtype=torch.float64, device=setting.device)
     right = torch.zeros((), dtype=torch.long, device=setting.device)
     for rows, outputs in logits(
-        setting.network, examples.pixels, examples.images, setting.plan, setting.device,
+        setting.network, examples.pixels, examples.images[rows_here], setting.plan, setting.device,
         VALIDATION_BATCH, bfloat16_for_answers(setting.plan, setting.device),
         setting.channels_last,
     ):
         loss += functional.cross_entropy(outputs, targets[rows], reduction="sum").double()
         right += (outputs.argmax(dim=1) == targets[rows]).sum()
-    return float(loss) / len(targets), int(right) / len(targets)
+    count = len(examples.labels)
+    return float(ranks.sum(loss)) / count, int(ranks.sum(right)) / count
 
 
 # --- what survives a kill ---
@@ -726,6 +745,11 @@ def _laid_out_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
     if tensor.shape != parameter.shape:  # a step counter
         return tensor
     return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+
+
+def _dropout_of(ranks: Ranks) -> str:
+    """Name the ranks' random numbers, so that each drops other places; the leader as if alone."""
+    return "dropout" if ranks.leads else f"dropout of rank {ranks.rank}"
 
 
 def _mixed(seed: int, epoch: int, use: str) -> int:

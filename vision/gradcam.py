@@ -14,10 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from vision.augmentation import centre
 from vision.network import class_names_of, normalisation, target_layer
 from vision.plan import Plan
-from vision.prediction import device_named, on_device, upload
+from vision.prediction import device_named, on_device, standardised, upload
 
 NO_EVIDENCE = "no positive evidence"
 # from nothing to everything: transparent blue, cyan, yellow, red
@@ -67,13 +66,13 @@ def maps(
     if wrong:
         raise ValueError(f"target {wrong[0]}: the network has classes 0 to {classes - 1}")
     place = device_named(device)
-    network.to(place).eval()
+    network.to(place).to(memory_format=torch.channels_last).eval()
     mean, std = on_device(normalisation(network, plan), place)
     found: list[Map] = []
     layer = target_layer(network)
     for start in range(0, len(pixels), batch_size):
         rows = slice(start, start + batch_size)
-        batch = (centre(upload(pixels[rows], place), plan.image_size) - mean) / std
+        batch = standardised(upload(pixels[rows], place), plan.image_size, mean, std)
         evidence = _evidence(network, layer, batch, torch.tensor(targets[rows], device=place))
         found.extend(_map(one, plan.image_size) for one in evidence.cpu().numpy())
     return found

@@ -4,6 +4,10 @@ One file per intake batch and geometry, never changed once it has its name:
 `<folder>/<geometry>/<batch>.npy`, two NumPy arrays one after the other: the digests [count] (S64,
 empty where a row was never filled), then the pixels [count, side, side, 3]. The digests stand
 together in front because reading them must not drag every pixel from the disk.
+
+Where space is short whole files are dropped, the longest unused first, but none that this process
+has used or is about to use: a cache that is too small then holds the same pictures every night, and
+the others are decoded, instead of each file making room for the next in turn.
 """
 
 import errno
@@ -12,9 +16,10 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -28,6 +33,11 @@ log = logging.getLogger(__name__)
 DIGEST = np.dtype("S64")
 # A writer locks its file right after creating it; younger ones are left alone in between.
 PART_SECONDS = 60
+# Of the free disk, what the cache leaves to the others that write there, Postgres and S3 perhaps.
+LEFT_FREE = 0.1
+
+
+_File = tuple[float, int, Path]  # last used, bytes, path
 
 
 class NotCached(KeyError):
@@ -52,6 +62,8 @@ class Pixels:
     def __init__(self, geometry: Geometry, files: Sequence[Path]) -> None:
         self.geometry = geometry
         self._pixels: list[npt.NDArray[np.uint8]] = []
+        self._files: list[Path] = []
+        self._used: set[int] = set()
         digests, places = [np.empty(0, DIGEST)], [np.empty((0, 2), np.int64)]
         for path in files:
             try:
@@ -65,6 +77,7 @@ class Pixels:
             digests.append(held[rows])
             places.append(np.stack([np.full_like(rows, len(self._pixels)), rows], axis=1))
             self._pixels.append(pixels)
+            self._files.append(path)
         unsorted = np.concatenate(digests)
         order = np.argsort(unsorted, kind="stable")
         self._digests = unsorted[order]
@@ -78,6 +91,12 @@ class Pixels:
         """Those of the pictures (hex digests) whose pixels are not here, in their order."""
         _, found = self._find(images)
         return [images[index] for index in np.flatnonzero(~found).tolist()]
+
+    def files_of(self, images: Sequence[str]) -> list[Path]:
+        """The files that hold any of these pictures (hex digests)."""
+        positions, found = self._find(images)
+        numbers = np.unique(self._places[positions[found], 0]).tolist()
+        return [self._files[number] for number in numbers]
 
     def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
         """Pixels uint8 [N, side, side, 3] of these pictures (hex digests), in their order.
@@ -95,10 +114,20 @@ class Pixels:
         gathered = np.empty((len(images), side, side, 3), np.uint8)
         places = self._places[positions]
         order = np.lexsort((places[:, 1], places[:, 0]))
-        for number in np.unique(places[:, 0]):
+        for number in np.unique(places[:, 0]).tolist():
+            self._mark(number)
             wanted = order[places[order, 0] == number]
             gathered[wanted] = self._pixels[number][places[wanted, 1]]
         return gathered
+
+    def _mark(self, number: int) -> None:
+        """Have the file count as used now, once: those unused for longest are dropped first."""
+        if number in self._used:
+            return
+        self._used.add(number)
+        # dropped meanwhile, or of a cache that may only be read: its pictures are here anyway
+        with suppress(OSError):
+            os.utime(self._files[number])
 
     def _find(self, images: Sequence[str]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """Position of each picture among the sorted digests, and whether it is there at all."""
@@ -122,7 +151,10 @@ class Writer:
         _write(descriptor, middle, self._start - len(middle))
 
     def put(self, row: int, sha256: str, pixels: npt.NDArray[np.uint8]) -> None:
-        """Store one picture: sha256 is its hex digest, pixels uint8 [side, side, 3]."""
+        """Store one picture: sha256 is its hex digest, pixels uint8 [side, side, 3].
+
+        Raises CacheFull on a full disk.
+        """
         shape = (self._side, self._side, 3)
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}: must be uint8 {shape}")
@@ -132,8 +164,13 @@ class Writer:
             raise IndexError(f"row {row} of a file of {len(self._digests)}")
         body = np.ascontiguousarray(pixels).data.cast("B")
         # Written, not mapped: on a full disk a write raises, a mapped page kills the process.
-        _write(self._descriptor, body, self._start + row * len(body))
+        with _no_space():
+            _write(self._descriptor, body, self._start + row * len(body))
         self._digests[row] = sha256.encode()
+
+    def abandon(self) -> None:
+        """Forget all that was put, so that no file appears and its space is given back."""
+        self._digests[:] = b""
 
     @property
     def filled(self) -> int:
@@ -147,86 +184,97 @@ class Writer:
 
 
 class PixelCache:
-    """A folder of pixel files, at most so many gigabytes (1e9 bytes) of them."""
+    """A folder of pixel files, at most so many gigabytes (1e9 bytes) of them.
 
-    def __init__(self, folder: Path, gigabytes: float) -> None:
+    Files that were used at `since` (seconds, as in `time.time()`) or later are never dropped.
+    """
+
+    def __init__(self, folder: Path, gigabytes: float, since: float = float("inf")) -> None:
         if not gigabytes > 0:
             raise ValueError(f"gigabytes={gigabytes}: must be above 0")
         self.folder = Path(folder)
         self.limit = int(gigabytes * 1e9)
+        self.since = since
 
     def open(self, geometry: Geometry, names: Collection[str] | None = None) -> Pixels:
-        """All files of a geometry, or those of these batches that there are; marks them as used."""
+        """All files of a geometry, or those of these batches that there are."""
         folder = self.folder / geometry.name
         if names is None:
-            files = sorted(folder.glob("*.npy"))
-        else:
-            files = [folder / f"{_safe(name)}.npy" for name in names]
-        pixels = Pixels(geometry, files)
-        for path in files:
-            try:
-                os.utime(path)
-            except FileNotFoundError:
-                continue  # never written or dropped
-        return pixels
+            return Pixels(geometry, self.files(geometry))
+        return Pixels(geometry, [folder / f"{_safe(name)}.npy" for name in names])
+
+    def files(self, geometry: Geometry) -> list[Path]:
+        """The files there are of a geometry."""
+        return sorted((self.folder / geometry.name).glob("*.npy"))
+
+    def room(self, geometry: Geometry, keep: Collection[Path] = ()) -> int:
+        """How many pictures a new file can hold when all that may go is dropped for it."""
+        files, droppable = self._files(keep)
+        may_go = sum(size for _, size, _ in droppable)
+        allowed = self.limit - sum(size for _, size, _ in files) + may_go
+        self.folder.mkdir(parents=True, exist_ok=True)
+        on_disk = shutil.disk_usage(self.folder).free * (1 - LEFT_FREE) + may_go
+        return max(0, int(min(allowed, on_disk)) // _bytes_each(geometry))
 
     @contextmanager
     def writer(
-        self, name: str, geometry: Geometry, count: int, keep: Collection[str] = ()
+        self, name: str, geometry: Geometry, count: int, keep: Collection[Path] = ()
     ) -> Iterator[Writer]:
         """Fill the file of batch `name` with up to `count` pictures.
 
         It appears, whole and replacing an older one, when the block ends well, and not at all when
-        it fails, is killed or puts nothing. Files not opened for longest make room for it, except
-        those of the same geometry named in `keep`. Raises CacheFull, one line, when they do not
-        make enough or the disk is full.
+        it fails, is killed or puts nothing. Files unused for longest make room for it, except those
+        in `keep`. Raises CacheFull, one line, when they do not make enough or the disk is full.
         """
         folder = self.folder / geometry.name
         final = folder / f"{_safe(name)}.npy"
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        kept = {folder / f"{each}.npy" for each in keep}
-        self._make_room(count * (geometry.side**2 * 3 + DIGEST.itemsize), kept, final)
+        _sweep(self.folder)
         part = folder / f"{name}.{secrets.token_hex(4)}.part"
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            writer = Writer(descriptor, geometry.side, count)
+        with ExitStack() as stack:
+            # One at a time, so that two writers do not both count on the same room.
+            with _alone(self.folder):
+                self._make_room(count * _bytes_each(geometry), keep, final)
+                descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+                stack.callback(os.close, descriptor)
+                stack.callback(part.unlink, missing_ok=True)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                with _no_space():
+                    writer = Writer(descriptor, geometry.side, count)
             yield writer
             if writer.filled:
-                writer.finish()
+                with _no_space():
+                    writer.finish()
                 os.replace(part, final)
                 _sync_folder(folder)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                raise CacheFull(
-                    f"no space left for {count} pictures in {final}: free some, or lower "
-                    f"REGRAFT_CACHE_GIGABYTES ({self.limit / 1e9:g})"
-                ) from error
-            raise
-        finally:
-            part.unlink(missing_ok=True)
-            os.close(descriptor)
 
     def used_bytes(self) -> int:
         """Bytes of all files of all geometries."""
-        return sum(size for _, size, _ in self._files())
+        return sum(size for _, size, path in self._files()[0] if path.suffix == ".npy")
 
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """(last opened, bytes, path) of each file, the longest unopened first."""
+    def _files(
+        self, keep: Collection[Path] = (), replaced: Path | None = None
+    ) -> tuple[list[_File], list[_File]]:
+        """All files, those being written too, and of them the droppable, longest unused first."""
         files = []
-        for path in self.folder.glob("*/*.npy"):
+        for path in self.folder.glob("*/*"):
             try:
                 status = path.stat()
             except FileNotFoundError:
                 continue  # another process dropped it
-            files.append((status.st_mtime, status.st_size, path))
-        return sorted(files)
+            if path.suffix in {".npy", ".part"} and path != replaced:
+                files.append((status.st_mtime, status.st_size, path))
+        # A file system's clock ticks more slowly than the processor's, hence the second.
+        droppable = [
+            (used, size, path)
+            for used, size, path in files
+            if path.suffix == ".npy" and path not in keep and used < self.since - 1
+        ]
+        return files, sorted(droppable)
 
-    def _make_room(self, needed: int, kept: Collection[Path], replaced: Path) -> None:
-        files = [entry for entry in self._files() if entry[2] != replaced]
+    def _make_room(self, needed: int, keep: Collection[Path], replaced: Path) -> None:
+        files, droppable = self._files(keep, replaced)
         excess = sum(size for _, size, _ in files) + needed - self.limit
-        droppable = [entry for entry in files if entry[2] not in kept]
         if excess > sum(size for _, size, _ in droppable):
             raise CacheFull(
                 f"{replaced} needs {needed / 1e9:.3g} GB and the files in use leave less: raise "
@@ -243,6 +291,35 @@ class PixelCache:
                 path,
                 size / 1e9,
             )
+
+
+def _bytes_each(geometry: Geometry) -> int:
+    return geometry.side**2 * 3 + DIGEST.itemsize
+
+
+@contextmanager
+def _no_space() -> Iterator[None]:
+    """Tell a full disk from all that else may be wrong with one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise CacheFull(
+                f"no space left on the disk of the pixel cache ({error.strerror}): free some, or "
+                "lower REGRAFT_CACHE_GIGABYTES"
+            ) from error
+        raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads out that would make room in this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _map(path: Path, side: int) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.uint8]]:
@@ -284,7 +361,7 @@ def _safe(name: str) -> str:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed writers left: files that nobody holds the lock of any more."""
-    for path in folder.glob("*.part"):
+    for path in folder.glob("*/*.part"):
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
+# Raised whenever vision.images makes other pixels for the same geometry, so that cached ones of
+# before are not mixed with them.
+PIXELS = 2
+
 Interpolation = Literal["bilinear", "bicubic"]
 Recipe = Literal["all", "two-phase", "scratch"]
 
@@ -45,7 +49,7 @@ class Geometry:
     @property
     def name(self) -> str:
         """File-safe name; geometries of one name have the same stored pixels and share them."""
-        return f"{self.side}px-{self.interpolation}"
+        return f"{self.side}px-{self.interpolation}-{PIXELS}"
 
 
 @dataclass(frozen=True)
