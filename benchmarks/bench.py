@@ -76,7 +76,7 @@ def run(name: str, given: argparse.Namespace) -> bool:
         command += ["--weights", str(given.weights)]
     print(f"── {name} ", "─" * 60, flush=True)
     begun = time.perf_counter()
-    done = subprocess.run(command, env=os.environ | {"GOMP_SPINCOUNT": "2000"})
+    done = subprocess.run(command, check=False, env=os.environ | {"GOMP_SPINCOUNT": "2000"})
     print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
     return done.returncode == 0
 
@@ -105,7 +105,7 @@ def facts() -> dict[str, object]:
         told["gpu"] = torch.cuda.get_device_name()
         told["driver"] = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True,
+            check=False, capture_output=True, text=True,
         ).stdout.strip()
     return told | {"versions": dict(_versions())}
 
@@ -142,8 +142,8 @@ def page() -> str:
     lines = [
         "# How fast it is",
         "",
-        "Written by `make bench` (one part: `make bench-train`, `bench-night`, …; `DATA=folder` for "
-        "your own images); do not edit it. Peers and limits ran in the same run, in turn with "
+        "Written by `make bench` (one part: `make bench-train`, `bench-night`, …; `DATA=folder` "
+        "for your own images); do not edit it. Peers and limits ran in the same run, in turn with "
         "regraft; each figure is the median of its rounds with the lowest and highest in "
         f"brackets. {met} of {len(goals)} goals are met; those that are not stand here as they "
         "came, with what holds them back.",

@@ -51,15 +51,12 @@ def main() -> None:
     notes = (
         "A JPEG decoder can leave out the finest parts of each block and give a picture that is 2, "
         "4 or 8 times smaller for much less work; regraft asks for the smallest one that still has "
-        "twice the pixels it needs and 512 of the shorter side, and resizes that. A truncated or damaged file is noticed as "
-        "before, because all the data is still read. Small pictures are decoded whole and resized "
+        "twice the pixels it needs (and 512), and resizes that. A truncated or damaged file is "
+        "still noticed, because all the data is read. Small pictures are decoded whole and resized "
         "by torch, whose resizing of bytes gives Pillow's pixels in a third of Pillow's time.",
         "At pictures too small to be decoded reduced, OpenCV and torchvision.io are quicker where "
-        "the goal is missed: Pillow's decoder takes longer than theirs for the same JPEG, into a "
-        "fresh block of memory with four bytes a pixel and then out of it. Pillow stays because "
-        "every promise about damaged files is tested with it. The largest errors may lie on the "
-        "rim of the square, where "
-        "Pillow's resize looks at pixels beyond it; torchvision crops an odd rest one pixel aside.",
+        "the goal is missed: Pillow's decoder takes longer than theirs for the same JPEG. "
+        "Pillow stays because every promise about damaged files is tested with it.",
     )
     Part(PART, "Decode and resize", rows, notes, facts=facts()).save()
 

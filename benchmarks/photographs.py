@@ -18,23 +18,28 @@ SUFFIXES = {".jpg", ".jpeg"}
 
 
 def photographs(
-    count: int, data: Path | None = None, sides: tuple[int, int] = (180, 300), quality: int = 90
+    count: int,
+    data: Path | None = None,
+    sides: tuple[int, int] = (180, 300),
+    quality: int = 90,
+    classes: int | None = None,
 ) -> list[tuple[str, bytes]]:
     """`count` pairs (class, JPEG bytes), always the same.
 
     data: a folder of class folders of JPEGs, used in turn over its classes; None: pieces of the
-    shipped photographs, whose shorter and longer side in pixels lie within `sides`.
+    shipped photographs, whose sides in pixels lie within `sides`. classes: only the first so many
+    of the folder's.
     """
-    found = list(islice(_of_folder(data) if data else _pieces(sides, quality), count))
+    found = list(islice(_of_folder(data, classes) if data else _pieces(sides, quality), count))
     if len(found) < count:
         raise SystemExit(f"{data} holds {len(found)} JPEGs and {count} are needed: name a folder "
                          "with more, or leave --data out")
     return found
 
 
-def _of_folder(data: Path) -> Iterator[tuple[str, bytes]]:
+def _of_folder(data: Path, classes: int | None) -> Iterator[tuple[str, bytes]]:
     folders = [sorted(one for one in folder.iterdir() if one.suffix.lower() in SUFFIXES)
-               for folder in sorted(data.iterdir()) if folder.is_dir()]
+               for folder in sorted(data.iterdir()) if folder.is_dir()][:classes]
     for turn in range(max(map(len, folders), default=0)):
         for files in folders:
             if turn < len(files):

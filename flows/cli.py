@@ -413,7 +413,7 @@ def _became(row: Any) -> str:
 @app.command()
 def show(version: Annotated[int, typer.Argument(help="The version's number.")],
          pictures: Annotated[Path | None, typer.Option(
-             help="Write its Grad-CAM overlays into this folder.")] = None,
+             help="Write its Grad-CAM overlays and its night's profile here.")] = None,
          as_json: Json = False) -> None:  # fmt: skip
     """Show one version: plan, figures, the gate's checks, weakest classes, time of each step.
 

@@ -12,7 +12,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
-from flows import profile
+from flows import timeline
 from infra import database
 from records import batches, benchmark, deployments, evaluations, objects, runs, snapshots, versions
 from records.evaluations import EvaluationRow
@@ -61,7 +61,7 @@ def publish(run_id: int, state: str, reason: str, version_id: int | None) -> Non
     """Keep the night's profile; put checks and report on the Prefect page of the run."""
     log.info("%s: %s", state, reason)
     if version_id is not None:
-        profile.keep(version_id)
+        timeline.keep(version_id)
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from flows import profile
+from flows import timeline
 from flows.grid import table
 from infra import database
 from records import (
@@ -37,7 +37,7 @@ def percent(share: float | None) -> str:
 
 def version_facts(version_id: int) -> dict[str, Any]:
     """Everything about one version; `steps` and `profile` are those of its newest night."""
-    night = profile.of_version(version_id)
+    night = timeline.of_version(version_id)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         judged = deployments.verdict(session, version_id)
@@ -128,7 +128,7 @@ def show_version(version_id: int) -> None:
         "Weakest classes on test images",
     )
     _show_epochs(facts["epochs"])
-    _show_profile(profile.of_version(version_id))
+    _show_profile(timeline.of_version(version_id))
     short = [one for one in facts["snapshot"] if one["lacks"]]
     if short:
         named = ", ".join(f"{escape(one['class_name'])} lacks {one['lacks']}" for one in short[:20])
@@ -164,21 +164,21 @@ def _show_epochs(epochs: list[dict[str, Any]]) -> None:
     )
 
 
-def _show_profile(night: profile.Profile) -> None:
+def _show_profile(night: timeline.Profile) -> None:
     """Each step of the night, its share as a bar, and what it handled."""
     table(
         ["step", "took", "", "share", "handled"],
         (
             (
                 f"  {one.name}" if one.inside else one.name,
-                profile.lasting(one.seconds),
+                timeline.lasting(one.seconds),
                 ("░" if one.inside else "█") * max(1, round(BAR * night.share(one))),
                 f"{night.share(one):.1%}",
                 one.told,
             )
             for one in night.stretches
         ),
-        f"Where the {profile.lasting(night.seconds)} of run {night.run_id} went",
+        f"Where the {timeline.lasting(night.seconds)} of run {night.run_id} went",
     )
     if night.earlier:
         named = ", ".join(str(one) for one in night.earlier)
@@ -191,7 +191,7 @@ def write_pictures(version_id: int, folder: Path) -> int:
     from tasks.explanation import drawn
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "profile.png").write_bytes(profile.picture(version_id))
+    (folder / "profile.png").write_bytes(timeline.picture(version_id))
     with database.connect().transaction() as session:
         rows = evaluations.gradcams(session, version_id)
     loaded = checkpoints.load(version_id)

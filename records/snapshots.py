@@ -174,6 +174,11 @@ def class_counts(session: Session, digest: str) -> list[ClassCount]:
     return [ClassCount(*row) for row in rows]
 
 
+def class_names(session: Session, digest: str) -> list[str]:
+    """The classes that a snapshot trains, in the order in which a network knows them."""
+    return sorted(one.class_name for one in class_counts(session, digest) if one.lacks == 0)
+
+
 def key_of(session: Session, digest: str) -> str:
     """Where in S3 the list of a snapshot lies."""
     return str(

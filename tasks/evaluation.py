@@ -64,49 +64,47 @@ def evaluate(run_id: int, version_id: int, champion_id: int | None) -> None:
     engine = choose_engine(loaded[version_id], images, len(both))
     candidate = start(loaded[version_id], engine)
     with timed(run_id, "evaluate") as facts, storing() as keep:
-        facts |= {"images": 0, "engine": engine.name}
-        for split in ("validation", "test"):
-            facts["images"] += _evaluate_split(run_id, version_id, split, listed, candidate, keep)
-        for batch_id, rows in new.items():
-            facts["images"] += _evaluate_batch(run_id, version_id, batch_id, rows, candidate, keep)
+        facts["engine"] = engine.name
+        facts["images"] = _evaluate_library(run_id, version_id, listed, new, candidate, keep)
     with timed(run_id, "benchmark") as facts, storing() as keep:
         facts["images"] = _evaluate_benchmark(version_id, candidate, frozen.version, run_id, keep)
         if champion_id is not None:
             champion = start(loaded[champion_id], engine)
             _evaluate_benchmark(champion_id, champion, frozen.version, run_id, keep)
-    _measure_latency(run_id, loaded)
+    with timed(run_id, "latency"):
+        _measure_latency(run_id, loaded)
 
 
-def _evaluate_split(
-    run_id: int, version_id: int, split: str, listed: Listed, candidate: Answering, keep: Keep
-) -> int:
-    images = listed.images[split]
-    with database.connect().transaction() as session:
-        sources = objects.sources(session, images)
-    answers = answers_of(candidate, dict(sources), images, listed.labels[split])
-    keep(run_id, version_id, split, answers, candidate.engine)
-    return len(images)
-
-
-def _evaluate_batch(
+def _evaluate_library(
     run_id: int,
     version_id: int,
-    batch_id: int,
-    rows: list[tuple[str, str, str]],
+    listed: Listed,
+    new: Mapping[int, list[tuple[str, str, str]]],
     candidate: Answering,
     keep: Keep,
 ) -> int:
-    """New images; those of them that trained flatter, and the test split does not."""
+    """Validation, test and new images, each answered once; answers how many there are.
+
+    New images that trained flatter, and the test split does not.
+    """
+    labels: dict[str, str] = {}
+    for split in ("validation", "test"):
+        labels |= zip(listed.images[split], listed.labels[split], strict=True)
+    fresh = {sha256: name for rows in new.values() for sha256, name, _ in rows}
     with database.connect().transaction() as session:
-        sources = objects.sources(session, [sha256 for sha256, _, _ in rows])
-    rows = [row for row in rows if row[0] in sources]
-    if not rows:
-        return 0
-    answers = answers_of(
-        candidate, dict(sources), [row[0] for row in rows], [row[1] for row in rows]
-    )
-    keep(run_id, version_id, "batch", answers, candidate.engine, batch_id=batch_id)
-    return len(rows)
+        sources = dict(objects.sources(session, [*labels, *fresh]))
+    labels |= {sha256: name for sha256, name in fresh.items() if sha256 in sources}
+    answers = answers_of(candidate, sources, list(labels), list(labels.values()))
+    for split in ("validation", "test"):
+        keep(run_id, version_id, split, answers.only(listed.images[split]), candidate.engine)
+    for batch_id, rows in new.items():
+        there = [sha256 for sha256, _, _ in rows if sha256 in sources]
+        if there:
+            keep(
+                run_id, version_id, "batch", answers.only(there), candidate.engine,
+                batch_id=batch_id,
+            )  # fmt: skip
+    return len(labels)
 
 
 def evaluate_benchmark(

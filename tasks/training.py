@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from infra import database, settings, storage
-from records import objects, runs, versions
+from records import objects, runs, snapshots, versions
 from records.versions import EpochRow
 from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
@@ -43,9 +43,9 @@ def write_candidate(
     run_id: int, purpose: str, snapshot_digest: str, plan: Plan, parent_id: int | None
 ) -> int:
     """Write the candidate down before it trains, or find the one that a killed run began."""
-    listed = snapshot.read(snapshot_digest)
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
+        class_names = snapshots.class_names(session, snapshot_digest)
         version_id = versions.candidate(
             session,
             run_id,
@@ -54,7 +54,7 @@ def write_candidate(
             snapshot_digest,
             plan.to_dict(),
             plan.digest(),
-            listed.class_names,
+            class_names,
         )
         runs.note(session, run_id, version_id=version_id)
     return version_id

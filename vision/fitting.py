@@ -37,6 +37,7 @@ from vision.network import (
     read_tensors,
     write_tensors,
 )
+from vision.pixels import Pixels
 from vision.plan import Plan
 from vision.prediction import (
     Gatherable,
@@ -544,8 +545,10 @@ def _training_batches(
             labels[own:] = NOBODYS
             yield _prepared(setting, rows, epoch), labels, own
 
-    # on a CPU the cores are busy with the network already, and preparing is a hundredth of the work
-    return ahead(produce()) if setting.device.type == "cuda" else produce()
+    # On a CPU the cores are busy with the network already, and preparing is a hundredth of the
+    # work: unless pictures must be fetched and decoded first, which waits for S3.
+    waits = setting.device.type == "cuda" or not isinstance(setting.train.pixels, Pixels)
+    return ahead(produce()) if waits else produce()
 
 
 def _prepared(setting: Setting, rows: list[int], epoch: int) -> Tensor:

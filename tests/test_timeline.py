@@ -8,8 +8,8 @@ import worlds
 from PIL import Image
 from worlds import Story
 
-from flows import profile
-from flows.profile import Profile, Stretch
+from flows import timeline
+from flows.timeline import Profile, Stretch
 from infra.embedded import Addresses
 from records.runs import RunRow, StepRow
 from records.versions import EpochRow
@@ -47,30 +47,30 @@ def named(stretches: tuple[Stretch, ...]) -> dict[str, Stretch]:
 def test_the_parts_of_a_night_add_up_to_it() -> None:
     """What no step timed is told as the rest, with the moments at which it passed."""
     steps = [step("list", 1, 2, listed=50), step("validate", 3, 1, images=50), step("judge", 8, 1)]
-    seconds, found = profile.measured(run(10), steps, [], 0)
+    seconds, found = timeline.measured(run(10), steps, [], 0)
     assert seconds == 10
     assert [(one.name, one.seconds) for one in found] == [
-        ("list", 2), ("validate", 1), ("judge", 1), (profile.REST, 6)
+        ("list", 2), ("validate", 1), ("judge", 1), (timeline.REST, 6)
     ]  # fmt: skip
     assert found[-1].spans == ((0.0, 1.0), (4.0, 4.0), (9.0, 1.0))
     assert [one.told for one in found] == [
-        "50 objects, 25/s", "50 images, 50/s", "", profile.REST_IS
+        "50 objects, 25/s", "50 images, 50/s", "", timeline.REST_IS
     ]  # fmt: skip
 
 
 def test_steps_at_the_same_time_leave_no_negative_rest() -> None:
     """Two steps that overlap, a run that has not ended and a clock that is off do no harm."""
     steps = [step("fetch", -3, 4), step("decode", 0, 4), step("judge", 2, 1)]
-    seconds, found = profile.measured(run(None), steps, [], 0)
+    seconds, found = timeline.measured(run(None), steps, [], 0)
     assert seconds == 4
-    assert named(found)[profile.REST].seconds == 0
+    assert named(found)[timeline.REST].seconds == 0
     assert all(begin >= 0 for one in found for begin, _ in one.spans)
 
 
 def test_training_is_told_in_its_parts() -> None:
     """Gradient steps, validation and the rest add up to the step, each with its own rate."""
     steps = [step("train", 0, 100, images=200, epochs=4)]
-    _, found = profile.measured(run(100), steps, epochs(4, seconds=20, rate=20), 30)
+    _, found = timeline.measured(run(100), steps, epochs(4, seconds=20, rate=20), 30)
     parts = named(found)
     inside = [one for one in found if one.inside == "train"]
     assert {one.name: one.seconds for one in inside} == {
@@ -79,13 +79,13 @@ def test_training_is_told_in_its_parts() -> None:
     assert parts["gradient steps"].told == "800 images, 20/s"
     assert parts["validation"].told == "120 images, 3/s"
     assert parts["train"].told == "800 images, 8/s"
-    assert parts[profile.REST].seconds == 0
+    assert parts[timeline.REST].seconds == 0
 
 
 def test_epochs_of_a_killed_night_are_not_counted_again() -> None:
     """A resumed training tells of the epochs that fit into it, which are the last ones."""
     steps = [step("train", 0, 50, images=200, epochs=4)]
-    _, found = profile.measured(run(50), steps, epochs(4, seconds=20, rate=20), 30)
+    _, found = timeline.measured(run(50), steps, epochs(4, seconds=20, rate=20), 30)
     assert named(found)["gradient steps"].told == "400 images, 20/s"
     assert min(one.seconds for one in found) >= 0
 
@@ -96,14 +96,14 @@ def test_epochs_of_a_killed_night_are_not_counted_again() -> None:
 )
 def test_durations_are_told_in_words(seconds: float, told: str) -> None:
     """Nobody has to divide by 60."""
-    assert profile.lasting(seconds) == told
+    assert timeline.lasting(seconds) == told
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 500.0, 40_000.0])
 def test_a_night_of_any_length_can_be_drawn(seconds: float) -> None:
     """A picture comes out, whether the night took no time or half a day."""
-    rows = (Stretch("train", ((0.0, seconds),), 10, "images"), Stretch(profile.REST, ((0.0, 0.0),)))
-    body = profile.draw(Profile(3, "test_resnet", 7, NOON, seconds, rows, ()))
+    rows = (Stretch("train", ((0.0, seconds),), 10, "images"), Stretch(timeline.REST, ((0.0, 0.0),)))
+    body = timeline.draw(Profile(3, "test_resnet", 7, NOON, seconds, rows, ()))
     with Image.open(BytesIO(body)) as picture:
         assert picture.format == "PNG"
         assert picture.width > 1000
@@ -113,11 +113,11 @@ def test_a_night_keeps_its_profile_with_the_version(story: Story) -> None:
     """Each version of a night has its picture in S3, and its figures name every step."""
     with worlds.inside(story.done) as world:
         for version_id in (1, 2):
-            kept = world.storage.read(profile.key(version_id))
-            assert kept == profile.picture(version_id)
+            kept = world.storage.read(timeline.key(version_id))
+            assert kept == timeline.picture(version_id)
             with Image.open(BytesIO(kept)) as picture:
                 assert picture.format == "PNG"
-        night = profile.of_version(2)
+        night = timeline.of_version(2)
     names = [one.name for one in night.stretches]
     assert (night.run_id, night.earlier) == (2, ())
     assert names[0] == "list"
@@ -133,7 +133,7 @@ def test_a_picture_that_cannot_be_kept_is_said_and_no_more(
     """A bucket that is gone, or any other fault of the drawing, fails no night."""
     with worlds.rows_of(story.done) as rows, worlds.inside(rows) as world:
         world.act("DELETE FROM run_steps")
-        body = profile.picture(2)  # the one that was kept
-        profile.keep(99)
+        body = timeline.picture(2)  # the one that was kept
+        timeline.keep(99)
     assert body[1:4] == b"PNG"
     assert "the profile of version 99 was not kept: there is no version 99" in caplog.text
