@@ -102,7 +102,8 @@ def test_durations_are_told_in_words(seconds: float, told: str) -> None:
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 500.0, 40_000.0])
 def test_a_night_of_any_length_can_be_drawn(seconds: float) -> None:
     """A picture comes out, whether the night took no time or half a day."""
-    rows = (Stretch("train", ((0.0, seconds),), 10, "images"), Stretch(timeline.REST, ((0.0, 0.0),)))
+    train = Stretch("train", ((0.0, seconds),), 10, "images")
+    rows = (train, Stretch(timeline.REST, ((0.0, 0.0),)))
     body = timeline.draw(Profile(3, "test_resnet", 7, NOON, seconds, rows, ()))
     with Image.open(BytesIO(body)) as picture:
         assert picture.format == "PNG"
