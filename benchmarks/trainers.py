@@ -66,12 +66,16 @@ class Contender:
 
     def end(self) -> None:
         """Let the process end."""
-        self._here.send("end")
+        if self._process.is_alive():
+            self._here.send("end")
         self._process.join()
 
     def _ask(self, question: Any) -> dict[str, Any]:
-        self._here.send(question)
-        answer: dict[str, Any] = self._here.recv()
+        try:
+            self._here.send(question)
+            answer: dict[str, Any] = self._here.recv()
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(f"{self._process.name} was killed: free some memory") from None
         if "error" in answer:
             raise RuntimeError(f"{self._process.name}: {answer['error']}")
         return answer
