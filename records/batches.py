@@ -104,6 +104,7 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
         ),
         {"batch": batch_id},
     )
+    session.execute(text("ANALYZE newcomers"))
     objects = session.execute(
         text(
             f"""
@@ -111,20 +112,24 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
                 SELECT DISTINCT ON (m.key) m.* FROM manifest_rows m
                 WHERE m.key IN (SELECT o.key FROM objects o WHERE o.batch_id = :batch)
                 ORDER BY m.key, m.manifest_id DESC, m.row DESC
-            ), near AS ({near("n.id, s.source_key", "newcomers", "benchmark_images")})
+            ), near AS MATERIALIZED (  -- once, and not once for each newcomer
+                SELECT id, min(source_key) AS source_key
+                FROM ({near("n.id, s.source_key", "newcomers", "benchmark_images")}) pairs
+                GROUP BY id
+            )
             SELECT o.id AS object_id, NULL::bigint AS manifest_row_id, o.key, o.sha256, o.facts,
                    o.label AS folder_label, o.sub_label AS folder_sub_label,
                    m.id IS NOT NULL AS in_manifest, m.label AS manifest_label,
                    m.sub_label AS manifest_sub_label, m.origin, m.group_name, m.labelled_by,
                    m.box, m.problem AS row_problem, NULL::bigint AS relabels,
                    b.sha256 IS NOT NULL AS in_benchmark,
-                   (SELECT min(near.source_key) FROM near WHERE near.id = o.id) AS near_benchmark,
-                   c.name AS library_label,
+                   near.source_key AS near_benchmark, c.name AS library_label,
                    EXISTS (SELECT 1 FROM objects p WHERE p.sha256 = o.sha256 AND p.id <> o.id
                            AND p.state = 'accepted' AND p.gone_at IS NULL) AS library_live
             FROM objects o
             LEFT JOIN said m ON m.key = o.key
             LEFT JOIN benchmark_images b ON b.sha256 = o.sha256
+            LEFT JOIN near ON near.id = o.id
             LEFT JOIN images i ON i.sha256 = o.sha256
             LEFT JOIN classes c ON c.id = i.class_id
             WHERE o.batch_id = :batch AND o.state = 'pending'

@@ -5,6 +5,7 @@ quarantine. BATCH_SUITE judges the batch as a whole; if it fails, the night stop
 nothing. Great Expectations runs both; its results are stored and become Data Docs.
 """
 
+import copy
 import functools
 import html
 import logging
@@ -561,7 +562,7 @@ def rendered(results: Mapping[str, Any]) -> str:
     great_expectations = _great_expectations()
     with great_expectations.lock:
         # Its templates print what they are given: a key may be a script.
-        whole = great_expectations.schema.load(_inert(results))
+        whole = great_expectations.schema.load(_inert(_nothing_named(results)))
         return str(great_expectations.view().render(great_expectations.page().render(whole)))
 
 
@@ -750,6 +751,16 @@ def _storable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return _shown(value)
+
+
+def _nothing_named(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with a word for absent values: its page leaves them out, and fails if all are."""
+    named = copy.deepcopy(dict(results))
+    for one in named["results"]:
+        for name in ("unexpected_index_list", "partial_unexpected_counts"):
+            for entry in one["result"].get(name) or []:
+                entry |= {key: "nothing" for key, value in entry.items() if value is None}
+    return named
 
 
 def _inert(value: Any) -> Any:

@@ -340,6 +340,15 @@ def test_results_are_strict_json_and_data_docs_come_from_them() -> None:
     assert "labelled/cat/night.jpg" in data_docs.page(answer.suite, stored)
 
 
+def test_data_docs_show_what_is_absent(caplog: pytest.LogCaptureFixture) -> None:
+    """An image without a label has its row on the page, and nothing failed while it was made."""
+    answer = validate(frame_of([sound(), sound("labelled/bare.jpg", label=None)]), Rules())
+    assert not answer.passed
+    page = data_docs.page(answer.suite, answer.results)
+    assert "labelled/bare.jpg" in page
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
 def test_data_docs_are_one_file_that_asks_no_other_host() -> None:
     """On a machine without a way out the page still shows which expectation failed."""
     answer = validate(frame_of([sound(), sound("labelled/cat/night.jpg", brightness=1.0)]), Rules())
