@@ -133,10 +133,8 @@ def main() -> None:
         "regraft takes stored pixels (uint8) and answers with map, peak, centre of mass and area; "
         "the package takes the standardised tensor and answers with a map of the picture's size.",
         "What makes the difference: gradients run through what lies behind the explained layer "
-        "(for MobileNetV2 pooling and one matrix), not through the whole network, so that all but "
-        "a few per cent of the time is the forward pass; batches of 32 with the colours last. In "
-        "bfloat16 the forward pass would be twice as fast, and maps differ by up to a few "
-        "hundredths: not done.",
+        "(for MobileNetV2 pooling and one matrix), not through the whole network, so that most of "
+        "the time is the forward pass; batches of 32 with the colours last.",
     )
     part = Part(PART, "Grad-CAM", rows, notes, (), facts())
     part.save("cuda" if given.gpu else "cpu")
