@@ -293,6 +293,8 @@ def accept(batch: Annotated[int, typer.Argument(help="The refused batch's number
 def nightly(plan_file: PlanFile = None, fields: Set = None,
             unproven: Annotated[bool, typer.Option(
                 help="Let new classes serve that the benchmark does not hold yet.")] = False,
+            retire: Annotated[list[str] | None, typer.Option(
+                help="A class that may vanish and be lost; may be repeated.")] = None,
             as_json: Json = False) -> None:  # fmt: skip
     """Run one night now: intake, training, evaluation, gate, deployment.
 
@@ -304,7 +306,8 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
     from flows.nightly import nightly as flow
     from vision.gate import Limits
 
-    outcome = flow(plan=plan, limits=Limits(unproven_allowed=unproven))
+    limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
+    outcome = flow(plan=plan, limits=limits)
     _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
     code = {"refused": 3, "stopped": 4}.get(outcome.state, 0)
     if code:

@@ -58,7 +58,7 @@ def nightly(plan: Plan = Plan(), rules: Rules = Rules(), limits: Limits = Limits
     """
     with one_night("nightly", plan) as night:
         run_id = night.run_id
-        intake = take_in_new_images(run_id, plan)
+        intake = take_in_new_images(run_id, plan, limits.retired_classes)
         if intake.batch_id is not None:
             checked = check_batch(run_id, intake.batch_id, rules)
             if checked.refused:

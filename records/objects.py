@@ -286,7 +286,8 @@ def refuse_vanished_classes(session: Session, served: Iterable[str]) -> None:
         names = ", ".join(f"{name!r} ({count})" for name, count in rows[:5])
         raise ClassVanished(
             f"every object of {names} has vanished from {LABELLED} though the champion serves "
-            "it: put the objects back, then run again; nothing was changed"
+            "it: put the objects back, or retire the class (`regraft nightly --retire CLASS`); "
+            "nothing was changed"
         )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -53,14 +53,15 @@ class Intake:
 
 
 @reading("take in new images")
-def take_in_new_images(run_id: int, plan: Plan) -> Intake:
+def take_in_new_images(run_id: int, plan: Plan, retired_classes: Sequence[str] = ()) -> Intake:
     """List, compare with the library, and fetch what is new into an open batch.
 
-    Work and memory grow with what is new. A run that was killed leaves its batch open; the next
+    A class that the champion serves may vanish from S3 only if a person has retired it. Work and
+    memory grow with what is new. A run that was killed leaves its batch open; the next
     one goes on with it.
     """
     with timed(run_id, "list") as facts:
-        intake = _list_new(run_id)
+        intake = _list_new(run_id, retired_classes)
         facts.update(asdict(intake))
     if intake.batch_id is not None:
         with timed(run_id, "fetch and decode") as facts:
@@ -68,7 +69,7 @@ def take_in_new_images(run_id: int, plan: Plan) -> Intake:
     return intake
 
 
-def _list_new(run_id: int) -> Intake:
+def _list_new(run_id: int, retired_classes: Sequence[str]) -> Intake:
     store = storage.connect()
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
@@ -87,7 +88,7 @@ def _list_new(run_id: int) -> Intake:
         champion = deployments.champion(session)
         if champion and count.gone:
             served = versions.get(session, champion.version_id).class_names
-            objects.refuse_vanished_classes(session, served)
+            objects.refuse_vanished_classes(session, set(served) - set(retired_classes))
         empty = batches.drop_empty_batch(session, batch_id)
     return Intake(None if empty else batch_id, count.listed, count.new, count.gone)
 

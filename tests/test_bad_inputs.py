@@ -38,6 +38,7 @@ from tasks.expectations import BadRules, Rules
 from tasks.intake import BadManifest
 from tasks.loading import BadFolder, load_folder
 from tasks.pixels import MissingImages
+from tasks.snapshot import NothingToTrain
 from tasks.validation import check_batch
 from vision import network
 from vision.gate import BadLimits, Limits
@@ -501,6 +502,9 @@ def test_what_only_a_champion_can_tell(
         nightly(plan=nights.TINY_PLAN)
     assert str(gone.value).isprintable()
     assert query(database, "SELECT * FROM objects WHERE gone_at IS NOT NULL") == []
+    # unless a person has retired it: then it is the snapshot that lacks a second class
+    with pytest.raises(NothingToTrain, match="a classifier needs two"):
+        nightly(plan=nights.TINY_PLAN, limits=Limits(retired_classes=(wrong,)))
     for key, body in bodies.items():
         put(storage, key, body)
     assert nightly(plan=nights.TINY_PLAN).state == "skipped"
