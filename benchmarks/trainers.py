@@ -8,6 +8,8 @@ import json
 import math
 import multiprocessing
 import os
+import queue
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -81,11 +83,26 @@ class Contender:
         return answer
 
 
+# What the process's main thread is to do; None ends it.
+MAIN_THREAD: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+
 def _serve(name: str, told: Connection) -> None:
     """Answer each task, then each round of it."""
     warnings.simplefilter("ignore")
     # a child takes over how it was started; DataLoader's workers are to start as they usually do
     multiprocessing.set_start_method("fork", force=True)
+    if name != "regraft":
+        _answer(name, told)
+        return
+    # `fit` stops for each round, so one of the two needs another thread. It is not `fit`: glibc
+    # gives other threads heaps of their own, whose memory goes back to the system at each step.
+    threading.Thread(target=_answer, args=(name, told)).start()
+    while (job := MAIN_THREAD.get()) is not None:
+        job()
+
+
+def _answer(name: str, told: Connection) -> None:
     running: Iterator[dict[str, Any]] | None = None
     while (question := told.recv()) != "end":
         try:
@@ -96,6 +113,9 @@ def _serve(name: str, told: Connection) -> None:
             told.send(next(running))  # type: ignore[arg-type]
         except Exception as error:
             told.send({"error": f"{type(error).__name__}: {error}"})
+    if running is not None:
+        running.close()  # type: ignore[attr-defined]
+    MAIN_THREAD.put(None)
 
 
 # --- each yields once when it is ready, then once per round ---
@@ -103,8 +123,6 @@ def _serve(name: str, told: Connection) -> None:
 
 def regraft(task: Task) -> Iterator[dict[str, Any]]:
     """`vision.fitting.fit` itself, stopped between its epochs; everything as it comes."""
-    import threading
-
     from vision import network as networks
     from vision.calibration import Calibration
     from vision.fitting import Epoch, Examples, fit
@@ -120,13 +138,12 @@ def regraft(task: Task) -> Iterator[dict[str, Any]]:
     train = Examples(examples.pixels, examples.images[:task.images], examples.labels[:task.images])
     held_out = slice(task.images, task.images + 8)
     validation = Examples(examples.pixels, examples.images[held_out], examples.labels[held_out])
-    go, done = threading.Semaphore(0), threading.Semaphore(0)
-    heard: list[Any] = []
+    go, heard = threading.Semaphore(0), queue.SimpleQueue[float | Exception]()
+    ended = threading.Event()
     over = False
 
     def told(epoch: Epoch) -> None:
-        heard.append(epoch.images_per_second)
-        done.release()
+        heard.put(epoch.images_per_second)
         go.acquire()
         if over:
             raise Enough
@@ -136,29 +153,28 @@ def regraft(task: Task) -> Iterator[dict[str, Any]]:
             fit(networks.build(plan, names), plan, train, validation,
                 task.folder / f"work-{os.getpid()}-{time.monotonic_ns()}", task.device,
                 on_epoch=told, calibration=Calibration(task.folder / "calibration.json"))
-        except Enough:
-            pass
         except Exception as error:
-            heard.append(error)
-            done.release()
+            heard.put(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    def rate() -> float:
+        found = heard.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    MAIN_THREAD.put(run)
     try:
-        done.acquire()  # the first epoch warms up
-        if isinstance(heard[-1], Exception):
-            raise heard[-1]
+        rate()  # the first epoch warms up
         yield {"machine": _last_machine(task.folder)}
         while True:
             go.release()
-            done.acquire()
-            if isinstance(heard[-1], Exception):
-                raise heard[-1]
-            yield {"rate": heard[-1]}
+            yield {"rate": rate()}
     finally:
         over = True
         go.release()
-        thread.join()
+        ended.wait()
 
 
 def _last_machine(folder: Path) -> dict[str, Any]:
