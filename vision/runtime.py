@@ -270,7 +270,7 @@ def _onnxruntime(path: Path) -> Forward:
 
 
 def _openvino(engine: Engine, path: Path, plan: Plan, batch_size: int) -> Forward:
-    import openvino  # type: ignore[import-untyped,unused-ignore]
+    import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
