@@ -365,7 +365,7 @@ def test_a_race_with_whoever_uploads_is_quarantined_and_heals(
     for name in ("overwritten", "deleted", "calm"):
         put(storage, f"labelled/ring/{name}.png", picture(len(name)))
     run_id = intakes.begin(database)
-    listed = intake._list_new(run_id)
+    listed = intake._list_new(run_id, ())
     assert listed.batch_id is not None
     put(storage, "labelled/ring/overwritten.png", picture(100))
     intakes.remove(storage, "labelled/ring/deleted.png")
