@@ -322,9 +322,9 @@ def pipeline(
             evaluations.record(session, 1, "c", "test", answers, figures, {})
 
     def gather() -> None:
-        held = evaluation.Fetched(geometry, sources)
-        for start in range(0, len(images), BATCH):
-            held.gather(images[start : start + BATCH])
+        with pixels.streamed(geometry, sources) as held:
+            for start in range(0, len(images), BATCH):
+                held.gather(images[start : start + BATCH])
 
     def over_pool(act: Callable[[str], object]) -> Callable[[], None]:
         def all_of_them() -> None:

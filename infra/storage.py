@@ -154,6 +154,11 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.endpoint}, {self.bucket})"
 
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str | None, ...]]:
+        """Travel to other processes without the connections."""
+        given = (self.endpoint, self.bucket, self._access_key, self._secret_key, self.region)
+        return type(self), given
+
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Give the objects under a prefix in the order of their keys, page by page."""
         if prefix:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from infra import database, settings
 from records import batches, benchmark, evaluations, objects, runs, versions
@@ -21,8 +17,7 @@ from tasks.training import machine
 from vision.answers import Answers
 from vision.calibration import Calibration
 from vision.network import Loaded
-from vision.plan import Geometry
-from vision.prediction import Forward, Gatherable, latency, predict
+from vision.prediction import Forward, latency, predict
 from vision.runtime import Engine, choose, named, ready
 from vision.scores import score
 
@@ -30,8 +25,6 @@ Sources = Mapping[str, tuple[str, str | None]]
 Keep = Callable[..., None]
 
 LATENCY_ROUNDS = 3
-# images that are fetched and decoded at a time, where the cache lacks them
-FETCHED_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -166,41 +159,17 @@ def answers_of(
 ) -> Answers:
     """Answers for images that S3 or the pixel cache holds, by a version that is ready."""
     loaded = answering.loaded
-    return predict(
-        loaded.network,
-        loaded.class_names,
-        Fetched(loaded.plan.geometry, sources),
-        images,
-        labels,
-        loaded.plan,
-        settings.load().device,
-        forward=answering.forward,
-    )
-
-
-class Fetched:
-    """Pixels of a list of images asked for from front to back.
-
-    What the cache lacks is fetched and decoded some hundreds at a time, while the network still
-    answers those before; of what it holds nothing is fetched.
-    """
-
-    def __init__(self, geometry: Geometry, sources: Sources) -> None:
-        self._geometry, self._sources = geometry, sources
-        held = pixels.cache().open(geometry)
-        self._held: Gatherable = held
-        self._missing = dict.fromkeys(held.missing(list(sources)))
-
-    def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """Pixels uint8 [N, side, side, 3]; raises `MissingImages` for what cannot be read."""
-        if any(sha256 in self._missing for sha256 in images):
-            wanted = dict.fromkeys([*images, *islice(self._missing, FETCHED_TOGETHER)])
-            self._held = pixels.opened(
-                self._geometry, {sha256: self._sources[sha256] for sha256 in wanted}
-            )
-            for sha256 in wanted:
-                self._missing.pop(sha256, None)
-        return self._held.gather(images)
+    with pixels.streamed(loaded.plan.geometry, {one: sources[one] for one in images}) as held:
+        return predict(
+            loaded.network,
+            loaded.class_names,
+            held,
+            images,
+            labels,
+            loaded.plan,
+            settings.load().device,
+            forward=answering.forward,
+        )
 
 
 @contextmanager

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from infra import database, settings, storage
-from infra.storage import Changed, Gone, Listed, bad_key
+from infra import database, storage
+from infra.storage import Listed, StorageError, bad_key
 from records import batches, deployments, objects, runs, versions
 from records.objects import (
     LABELLED,
     MANIFESTS,
     ListedObject,
     ManifestEntry,
-    Newcomer,
     label_of,
     normalised,
 )
-from tasks.pixels import cache, decoding, shelf
+from tasks.fetching import fetching
+from tasks.pixels import cache, shelf
 from tasks.progress import progress
 from tasks.step import reading, timed
 from vision.images import examine
@@ -113,7 +113,6 @@ def _labelled(listed: Listed) -> ListedObject:
 
 def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
     """Read and measure every waiting object in parallel; pixels go straight into the cache."""
-    store = storage.connect()
     with database.connect().transaction() as session:
         newcomers = objects.waiting(session, batch_id)
     if not newcomers:
@@ -122,29 +121,25 @@ def _fetch(run_id: int, batch_id: int, plan: Plan) -> int:
     # The night will need the older batches as much: none is dropped for the new one.
     older = cache().files(plan.geometry)
 
-    def measure(item: tuple[int, Newcomer]) -> tuple[int, str | None, dict[str, Any]]:
-        row, newcomer = item
-        try:
-            body = store.read(newcomer.key, newcomer.etag)
-        except (Gone, Changed) as error:
-            # Any other fault of the store (keys that expired, say) is no fault of the image: it
-            # ends the night, and the next one goes on with this batch.
-            return newcomer.object_id, None, unreadable(str(error))
-        with decoding():
-            facts, pixels = examine(body, plan.geometry)
-        if pixels is not None:
-            kept.put(row, facts.sha256, pixels)
-        return newcomer.object_id, facts.sha256, vars(facts)
-
-    measured = []
+    measured: list[tuple[int, str | None, dict[str, Any]]] = []
     with (
         shelf(name, plan.geometry, len(newcomers), older) as kept,
-        ThreadPoolExecutor(settings.load().workers) as pool,
+        fetching(len(newcomers)) as fetch,
         progress("fetch and decode", len(newcomers)) as advance,
     ):
-        for done, one in enumerate(pool.map(measure, enumerate(newcomers)), start=1):
-            measured.append(one)
-            advance(done)
+        places = [(one.key, one.etag) for one in newcomers]
+        found = fetch(places, functools.partial(examine, geometry=plan.geometry))
+        for row, (newcomer, made) in enumerate(zip(newcomers, found, strict=True)):
+            if isinstance(made, StorageError):
+                # Gone or changed. Any other fault of the store (keys that expired, say) is no
+                # fault of the image: it ends the night, and the next one goes on with this batch.
+                measured.append((newcomer.object_id, None, unreadable(str(made))))
+            else:
+                facts, pixels = made
+                if pixels is not None:
+                    kept.put(row, facts.sha256, pixels)
+                measured.append((newcomer.object_id, facts.sha256, vars(facts)))
+            advance(row + 1)
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
         objects.store_facts(session, measured)

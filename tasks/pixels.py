@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from infra import settings, storage
+from infra import settings
 from infra.storage import StorageError
+from tasks.fetching import Fetch, fetching
 from tasks.progress import progress
 from vision.images import BadImage, square
 from vision.pixels import CacheFull, PixelCache, Pixels, Writer
@@ -33,10 +31,6 @@ class MissingImages(RuntimeError):
     """Images that a step needs can no longer be read from S3."""
 
 
-class _Lost(Exception):
-    """One image that cannot be had any more; the message names its key."""
-
-
 def cache() -> PixelCache:
     """The pixel cache of this machine; it drops nothing that this process has used."""
     known = settings.load()
@@ -46,16 +40,6 @@ def cache() -> PixelCache:
 @functools.cache
 def _first_use() -> float:
     return time.time()
-
-
-@functools.cache
-def decoding() -> threading.Semaphore:
-    """To be held while decoding: as many at once as there are cores.
-
-    There are more threads than that because most of them wait for S3; all decoding at once would
-    only take the interpreter from each other.
-    """
-    return threading.Semaphore(len(os.sched_getaffinity(0)))
 
 
 def opened(geometry: Geometry, sources: Sources) -> Pixels | PartlyCached:
@@ -71,9 +55,8 @@ def opened(geometry: Geometry, sources: Sources) -> Pixels | PartlyCached:
     missing = pixels.missing(list(sources))
     if not missing:
         return pixels
-    name = f"refill-{hashlib.sha256(''.join(sorted(missing)).encode()).hexdigest()[:16]}"
     in_use = pixels.files_of(list(sources))
-    with shelf(name, geometry, len(missing), in_use) as kept:
+    with shelf(_refill(missing), geometry, len(missing), in_use) as kept:
         lost = _decode_into(kept, geometry, {one: sources[one] for one in missing[: kept.rows]})
     _refuse_lost(lost, len(sources))
     pixels = held.open(geometry)
@@ -138,6 +121,62 @@ def shelf(
             kept.give_up(error)
 
 
+@contextmanager
+def streamed(geometry: Geometry, sources: Sources) -> Iterator[Streamed]:
+    """Pixels of images that are asked for once each, in the order of `sources`.
+
+    What the cache lacks is fetched and decoded while the pictures before are still in use, and put
+    into one new cache file as far as there is room.
+    """
+    held = cache().open(geometry)
+    missing = held.missing(list(sources))
+    name, in_use = _refill(missing), held.files_of(list(sources))
+    with ExitStack() as stack:
+        fetch = stack.enter_context(fetching(len(missing)))
+        kept = stack.enter_context(shelf(name, geometry, len(missing), in_use))
+        pictures = _pictures({one: sources[one] for one in missing}, geometry, fetch)
+        stack.callback(pictures.close)
+        yield Streamed(held, kept, pictures)
+    if kept.rows < len(missing):
+        say_once(geometry, len(missing) - kept.rows, len(sources), kept.problem)
+
+
+class Streamed:
+    """Pixels of which the cache holds some; the others arrive in the order they are asked for."""
+
+    def __init__(
+        self, held: Pixels, kept: Shelf, pictures: Iterator[tuple[str, Picture | str]]
+    ) -> None:
+        self._held, self._kept, self._pictures = held, kept, pictures
+        self._row = 0
+
+    def gather(self, images: Sequence[str]) -> Picture:
+        """Pixels uint8 [N, side, side, 3]; raises `MissingImages` for what cannot be read."""
+        absent = self._held.missing(images)
+        if not absent:
+            return self._held.gather(images)
+        side = self._held.geometry.side
+        gathered = np.empty((len(images), side, side, 3), np.uint8)
+        there = set(images).difference(absent)
+        rows = [row for row, sha256 in enumerate(images) if sha256 in there]
+        gathered[rows] = self._held.gather([images[row] for row in rows])
+        lost = []
+        for row, sha256 in enumerate(images):
+            if sha256 in there:
+                continue
+            arrived, found = next(self._pictures)
+            if arrived != sha256:
+                raise ValueError(f"{sha256} is asked for where {arrived} was announced")
+            if isinstance(found, str):
+                lost.append(found)
+                continue
+            gathered[row] = found
+            self._kept.put(self._row, sha256, found)
+            self._row += 1
+        _refuse_lost(lost, len(images))
+        return gathered
+
+
 class PartlyCached:
     """Pixels of which the cache holds some; the others are read from S3 and decoded when asked for.
 
@@ -161,62 +200,66 @@ class PartlyCached:
         gathered = np.empty((len(images), self.geometry.side, self.geometry.side, 3), np.uint8)
         cached = [row for row, sha256 in enumerate(images) if sha256 not in absent]
         gathered[cached] = self._held.gather([images[row] for row in cached])
-        rows = [row for row, sha256 in enumerate(images) if sha256 in absent]
-
-        def decode(row: int) -> str | None:
-            sha256 = images[row]
-            try:
-                gathered[row] = _picture(sha256, *self._sources[sha256], self.geometry)
-            except _Lost as lost:
-                return str(lost)
-            return None
-
-        with ThreadPoolExecutor(settings.load().workers) as pool:
-            _refuse_lost([lost for lost in pool.map(decode, rows) if lost], len(images))
+        rows = {sha256: row for row, sha256 in enumerate(images) if sha256 in absent}
+        lost = []
+        with fetching(len(rows)) as fetch:
+            wanted = {sha256: self._sources[sha256] for sha256 in rows}
+            for sha256, found in _pictures(wanted, self.geometry, fetch):
+                if isinstance(found, str):
+                    lost.append(found)
+                else:
+                    gathered[rows[sha256]] = found
+        _refuse_lost(lost, len(images))
+        for row, sha256 in enumerate(images):  # one that is asked for twice is fetched once
+            if sha256 in absent and row != rows[sha256]:
+                gathered[row] = gathered[rows[sha256]]
         return gathered
+
+
+def _refill(missing: Sequence[str]) -> str:
+    return f"refill-{hashlib.sha256(''.join(sorted(missing)).encode()).hexdigest()[:16]}"
 
 
 def _decode_into(kept: Shelf, geometry: Geometry, sources: Sources) -> list[str]:
     """Fill a shelf; answers what is wrong with each image that cannot be had."""
-
-    def decode(item: tuple[int, str]) -> str | None:
-        row, sha256 = item
-        if row >= kept.rows:  # the disk has become full
-            return None
-        try:
-            kept.put(row, sha256, _picture(sha256, *sources[sha256], geometry))
-        except _Lost as lost:
-            return str(lost)
-        return None
-
-    if not sources:
-        return []
     lost = []
     with (
-        ThreadPoolExecutor(settings.load().workers) as pool,
+        fetching(len(sources)) as fetch,
         progress("decode into the pixel cache", len(sources)) as advance,
     ):
-        for done, problem in enumerate(pool.map(decode, enumerate(sources)), start=1):
-            lost += [problem] if problem else []
-            advance(done)
+        for row, (sha256, found) in enumerate(_pictures(sources, geometry, fetch)):
+            if isinstance(found, str):
+                lost.append(found)
+            else:
+                kept.put(row, sha256, found)
+            if kept.rows == 0:  # the disk has become full
+                break
+            advance(row + 1)
     return lost
 
 
-def _picture(sha256: str, key: str, etag: str | None, geometry: Geometry) -> Picture:
-    """One image from S3; raises `_Lost` when it is not what it was."""
+def _pictures(
+    sources: Sources, geometry: Geometry, fetch: Fetch
+) -> Generator[tuple[str, Picture | str]]:
+    """Each image's digest and square, or what is wrong with it, in their order."""
+    work = functools.partial(digest_and_square, geometry=geometry)
+    for (sha256, (key, _)), found in zip(
+        sources.items(), fetch(list(sources.values()), work), strict=True
+    ):
+        if isinstance(found, StorageError):
+            yield sha256, str(found)
+        elif found[1] is None or found[0] != sha256:
+            yield sha256, f"{key!r} is no longer the image it was"
+        else:
+            yield sha256, found[1]
+
+
+def digest_and_square(body: bytes, geometry: Geometry) -> tuple[str, Picture | None]:
+    """Sha256 of an image's bytes and its square; None where it cannot be decoded."""
     try:
-        body = storage.connect().read(key, etag)
-    except StorageError as error:
-        if error.temporary:
-            raise
-        raise _Lost(str(error)) from None
-    with decoding():
-        if hashlib.sha256(body).hexdigest() == sha256:
-            try:
-                return square(body, geometry)
-            except BadImage:
-                pass  # it was readable once; the message is the same
-    raise _Lost(f"{key!r} is no longer the image it was")
+        return hashlib.sha256(body).hexdigest(), square(body, geometry)
+    except BadImage:  # it was readable once; the digest tells
+        return "", None
 
 
 def _refuse_lost(lost: Sequence[str], wanted: int) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from infra.storage import Storage
-from tasks import evaluation, pixels
-from tasks.evaluation import Fetched, answer, choose_engine, engine_of, runtime, start, told
+from tasks import pixels
+from tasks.evaluation import answer, choose_engine, engine_of, runtime, start, told
 from tasks.pixels import MissingImages
 from vision.network import Loaded, build
 from vision.plan import Plan
@@ -66,16 +66,15 @@ def version(seed: int = 0) -> Loaded:
 def test_what_the_cache_holds_is_never_fetched(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each image is fetched once, some at a time; asked again, S3 hears nothing."""
-    monkeypatch.setattr(evaluation, "FETCHED_TOGETHER", 4)
+    """Each image is fetched once, while others are answered; asked again, S3 hears nothing."""
     sources = uploaded(storage, 10)
     images = list(sources)
-    with reads_of(monkeypatch) as asked:
-        first = Fetched(PLAN.geometry, sources)
+    pixels.opened(PLAN.geometry, {images[4]: sources[images[4]]})
+    with reads_of(monkeypatch) as asked, pixels.streamed(PLAN.geometry, sources) as first:
         parts = [first.gather(images[start : start + 2]) for start in range(0, 10, 2)]
-    assert len(asked) == len(set(asked)) == 10
-    with reads_of(monkeypatch) as asked:
-        again = Fetched(PLAN.geometry, sources).gather(images)
+    assert len(asked) == len(set(asked)) == 9
+    with reads_of(monkeypatch) as asked, pixels.streamed(PLAN.geometry, sources) as second:
+        again = second.gather(images)
     assert asked == []
     assert np.array_equal(np.concatenate(parts), again)
     whole = pixels.opened(PLAN.geometry, sources).gather(images)

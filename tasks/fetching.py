@@ -1,0 +1,165 @@
+"""Objects from S3 and what is made of their bytes: by threads, or by processes if they are many.
+
+Half the time of a small picture is Python's own, which threads of one process can only spend one
+after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import parent_process
+from typing import Protocol, TypeVar
+
+from infra import settings, storage
+from infra.storage import Changed, Gone, Storage
+
+log = logging.getLogger("regraft")
+
+Made = TypeVar("Made")
+Place = tuple[str, str | None]  # key, and ETag or None
+
+# objects from which on processes save more than their start takes, which is some three seconds
+MANY = 3000
+TOGETHER = 32
+# what processes need, imported once before they are forked
+PRELOADED = ["torch", "tasks.fetching", "vision.images"]
+
+
+class Fetch(Protocol):
+    """What reads objects."""
+
+    def __call__(
+        self, places: Sequence[Place], work: Callable[[bytes], Made]
+    ) -> Iterator[Made | Gone | Changed]:
+        """What `work` makes of the bytes of each object, in their order, or why it has none.
+
+        work: a function that can be pickled, made of code below. Raises `StorageError` when the
+        store cannot be read at all.
+        """
+        ...
+
+
+@contextmanager
+def fetching(count: int) -> Iterator[Fetch]:
+    """Have what reads about `count` objects as fast as this machine can."""
+    store, known = storage.connect(), settings.load()
+    cores = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        threads = _Threads(store, known.workers, cores)
+        stack.callback(threads.close)
+        if count < MANY or cores == 1:
+            yield threads
+            return
+        processes = _Processes(store, known.workers, cores)
+        stack.callback(processes.close)
+        yield functools.partial(_by_processes, processes, threads)
+
+
+class _Threads:
+    """Many threads, since most of them wait for S3; no more of them work than there are cores.
+
+    All working at once would only take the interpreter from each other.
+    """
+
+    def __init__(self, store: Storage, threads: int, working: int) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(threads, "regraft-fetch")
+        self._working = threading.Semaphore(working)
+        self.close = self._pool.shutdown
+
+    def __call__(
+        self, places: Sequence[Place], work: Callable[[bytes], Made]
+    ) -> Iterator[Made | Gone | Changed]:
+        def make(place: Place) -> Made | Gone | Changed:
+            try:
+                body = self._store.read(*place)
+            except (Gone, Changed) as error:
+                return error
+            with self._working:
+                return work(body)
+
+        # not all at once: what is made of them would wait in memory for whoever takes it
+        waiting: deque[Future[Made | Gone | Changed]] = deque()
+        for place in places:
+            waiting.append(self._pool.submit(make, place))
+            if len(waiting) > 4 * TOGETHER:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Processes:
+    """As many processes as there are cores, each with its share of the threads.
+
+    They are forked from a fresh process, because forking one that has threads may stop for ever.
+    """
+
+    def __init__(self, store: Storage, threads: int, cores: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.ahead = 3 * cores
+        self.pool = ProcessPoolExecutor(
+            cores, context, _begin, (store, max(2, threads // cores))
+        )
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
+def _by_processes(
+    processes: _Processes, threads: Fetch, places: Sequence[Place], work: Callable[[bytes], Made]
+) -> Iterator[Made | Gone | Changed]:
+    chunks = [places[start:start + TOGETHER] for start in range(0, len(places), TOGETHER)]
+    waiting: deque[Future[list[Made | Gone | Changed]]] = deque()
+    done = 0
+    try:
+        for chunk in chunks:
+            waiting.append(processes.pool.submit(_make, chunk, work))
+            if len(waiting) > processes.ahead:
+                made = waiting.popleft().result()
+                done += len(made)
+                yield from made
+        while waiting:
+            made = waiting.popleft().result()
+            done += len(made)
+            yield from made
+    except BrokenProcessPool:
+        log.warning("a process that decodes was killed (out of memory?): threads go on without it")
+        yield from threads(places[done:], work)
+
+
+# --- inside such a process ---
+
+_own: list[_Threads] = []  # the one of this process
+
+
+def _begin(store: Storage, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # there are as many processes as cores
+    _own.append(_Threads(store, threads, 1))
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """End when the parent was killed, which leaves nobody who could say so."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _make(
+    places: Sequence[Place], work: Callable[[bytes], Made]
+) -> list[Made | Gone | Changed]:
+    return list(_own[0](places, work))
