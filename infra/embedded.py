@@ -546,7 +546,7 @@ def _s3(state: _State) -> _Service:
             "HOME": str(state.s3_data),  # it looks for configuration files there
             "AWS_ACCESS_KEY_ID": state.credentials["s3_access_key"],
             "AWS_SECRET_ACCESS_KEY": state.credentials["s3_secret_key"],
-            "GOMEMLIMIT": "256MiB",
+            "GOMEMLIMIT": "1GiB",
         },
         folder=state.s3_data,
         answers=lambda: (

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.process import parent_process
 from typing import Protocol, TypeVar
+
+from loky import ProcessPoolExecutor
 
 from infra import settings, storage
 from infra.storage import Changed, Gone, Storage
@@ -29,10 +29,8 @@ Made = TypeVar("Made")
 Place = tuple[str, str | None]  # key, and ETag or None
 
 # objects from which on processes save more than their start takes, which is some three seconds
-MANY = 3000
+MANY = 1000
 TOGETHER = 32
-# what processes need, imported once before they are forked
-PRELOADED = ["torch", "tasks.fetching", "vision.images"]
 
 
 class Fetch(Protocol):
@@ -101,19 +99,21 @@ class _Threads:
 class _Processes:
     """As many processes as there are cores, each with its share of the threads.
 
-    They are forked from a fresh process, because forking one that has threads may stop for ever.
+    They are loky's: forking a process that has threads may stop for ever, and Python's own way
+    without a fork runs the caller's script again.
     """
 
     def __init__(self, store: Storage, threads: int, cores: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         self.ahead = 3 * cores
         self.pool = ProcessPoolExecutor(
-            cores, context, _begin, (store, max(2, threads // cores))
+            cores,
+            initializer=_begin,
+            initargs=(store, max(2, threads // (2 * cores)), os.getpid()),
+            env={"OMP_NUM_THREADS": "1"},  # there are as many processes as cores
         )
 
     def close(self) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(kill_workers=True)
 
 
 def _by_processes(
@@ -143,20 +143,16 @@ def _by_processes(
 _own: list[_Threads] = []  # the one of this process
 
 
-def _begin(store: Storage, threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # there are as many processes as cores
+def _begin(store: Storage, threads: int, parent: int) -> None:
     _own.append(_Threads(store, threads, 1))
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
+def _end_with(parent: int) -> None:
     """End when the parent was killed, which leaves nobody who could say so."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _make(

@@ -33,11 +33,11 @@ def filled(storage: Storage, count: int) -> list[tuple[str, str | None]]:
 
 
 def workers() -> set[int]:
-    """Processes that were forked to decode, of anybody."""
+    """Processes that decode, of anybody."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"multiprocessing.forkserver" in (process / "cmdline").read_bytes():
+            if b"loky.backend.popen_loky_posix" in (process / "cmdline").read_bytes():
                 found.add(int(process.name))
         except OSError:
             continue
@@ -115,12 +115,11 @@ fetching.MANY, fetching.TOGETHER = 0, 2
 import functools
 from vision.plan import Geometry
 work = functools.partial(digest_and_square, geometry=Geometry(32, 1.0, "bilinear"))
-if __name__ == "__main__":
-    with fetching.fetching(9) as fetch:
-        found = fetch([("pictures/000.png", None)] * 1000, work)
-        next(found)
-        print("begun", flush=True)
-        sys.stdin.read()
+with fetching.fetching(9) as fetch:
+    found = fetch([("pictures/000.png", None)] * 1000, work)
+    next(found)
+    print("begun", flush=True)
+    sys.stdin.read()
 """
 
 
