@@ -16,7 +16,11 @@ from typing import Any, ClassVar, Literal, NoReturn
 PIXELS = 2
 
 Interpolation = Literal["bilinear", "bicubic"]
-Recipe = Literal["all", "two-phase", "scratch"]
+Recipe = Literal["all", "two-phase", "inherit", "scratch"]
+
+# Fields that plans of before did not have. At their default they have no part in the digest, so
+# that such a plan keeps the one it was stored with; hence these defaults must never change.
+LATER = ("effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix")
 
 # timm keyword arguments that have a field of their own or that the class list decides.
 RESERVED_ARGUMENTS = {
@@ -87,47 +91,108 @@ class Augmentation:
         return cls(**_known(cls, "augmentation", values))
 
 
+def _means(description: str) -> dict[str, str]:
+    """What a field means, under the name by which pydantic and Prefect's pages look for it."""
+    return {"description": description}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides what a training run computes.
 
-    Rates are per optimizer step of one batch; `epochs` counts both phases of `two-phase`;
-    `backbone_learning_rate` defaults to a tenth of `learning_rate` in the second phase of
-    `two-phase` and to `learning_rate` itself in the other recipes; `weights` is a safetensors file
-    or `hub`; `mean` and `std` default to the network's own. Raises `BadPlan`.
+    What each field means, its unit and its default: below, in `regraft plan`, and beside the
+    fields on Prefect's pages. Raises `BadPlan`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    architecture: str = "mobilenetv2_100"
-    arguments: dict[str, Any] = field(default_factory=dict, hash=False)
-    weights: str | None = None
-    image_size: int = 160
-    crop: float = 0.875
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    interpolation: Interpolation = "bilinear"
-    recipe: Recipe = "all"
-    epochs: int = 20
-    head_epochs: int = 5
-    unfreeze: int = 3
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    backbone_learning_rate: float | None = None
-    warmup_epochs: float = 1.0
-    weight_decay: float = 0.01
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    dropout: float = 0.2
-    label_smoothing: float = 0.1
-    class_weights: Literal["none", "balanced", "effective-number"] = "balanced"
-    batch_norm: Literal["train", "eval"] = "train"
-    gradient_clip: float | None = 1.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    channels_last: bool | None = None
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    cutoff: int = 40
-    most: int | None = 1000
-    seed: int = 0
+    architecture: str = field(default="mobilenetv2_100", metadata=_means(
+        "the network, by its name in timm; a parent must have the same"))
+    arguments: dict[str, Any] = field(default_factory=dict, hash=False, metadata=_means(
+        "further keyword arguments of timm's create_model, such as pad_type"))
+    weights: str | None = field(default=None, metadata=_means(
+        "what a network without a parent starts from: a safetensors file, s3://KEY, or hub "
+        "(timm's own); none: at random"))
+    image_size: int = field(default=160, metadata=_means(
+        "side in pixels of the square that the network sees"))
+    crop: float = field(default=0.875, metadata=_means(
+        "share of the stored square's side that the network sees, 0.1 to 1"))
+    mean: tuple[float, float, float] | None = field(default=None, metadata=_means(
+        "taken off each colour, for pixels in 0 to 1; none: the parent's, else the network's own"))
+    std: tuple[float, float, float] | None = field(default=None, metadata=_means(
+        "each colour is divided by it, for pixels in 0 to 1; none: as for mean"))
+    interpolation: Interpolation = field(default="bilinear", metadata=_means(
+        "how pictures are resized: bilinear or bicubic"))
+    recipe: Recipe = field(default="all", metadata=_means(
+        "all: fresh head, every weight learns. two-phase: fresh head on the frozen backbone, then "
+        "the last blocks too. inherit: like all, but the parent's rows of the head are kept for "
+        "classes of the same name. scratch: a random start, the parent is left out"))
+    epochs: int = field(default=20, metadata=_means(
+        "times that every training image is seen; two-phase counts both phases"))
+    head_epochs: int = field(default=5, metadata=_means(
+        "two-phase: how many of the epochs train the head alone"))
+    unfreeze: int = field(default=3, metadata=_means(
+        "two-phase: how many of the last blocks learn in the second phase"))
+    batch_size: int = field(default=32, metadata=_means(
+        "images per step; out of memory, gradients of parts add up to those of the same batch"))
+    learning_rate: float = field(default=1e-3, metadata=_means(
+        "peak rate per step of the head, reached behind the warm-up; a cosine leads to 0"))
+    backbone_learning_rate: float | None = field(default=None, metadata=_means(
+        "peak rate per step of the backbone's last block; none: learning_rate, and a tenth of it "
+        "in the second phase of two-phase, where the head has this rate too"))
+    layer_decay: float = field(default=1.0, metadata=_means(
+        "each block's rate as a share of the next block's, 0.01 to 1; the stem's is the lowest; "
+        "1: all blocks alike"))
+    warmup_epochs: float = field(default=1.0, metadata=_means(
+        "epochs in which the rate rises to its peak, at the beginning of each phase"))
+    weight_decay: float = field(default=0.01, metadata=_means(
+        "share of each weight taken off per step, times the rate; not of biases and norms"))
+    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata=_means(
+        "adamw, or sgd with Nesterov momentum 0.9"))
+    dropout: float = field(default=0.2, metadata=_means(
+        "share of the head's inputs that is left out at each step, 0 to 0.95"))
+    label_smoothing: float = field(default=0.1, metadata=_means(
+        "share of each label that is spread over all classes, 0 to 0.9"))
+    class_weights: Literal["none", "balanced", "effective-number"] = field(
+        default="balanced", metadata=_means(
+        "what an image counts in the loss. balanced: one by its class's images. effective-number: "
+        "(1 - beta) / (1 - beta^images), which is gentler (Cui et al. 2019). none: all alike"))
+    effective_beta: float = field(default=0.999, metadata=_means(
+        "effective-number: its beta, 0 (like none) to below 1 (like balanced)"))
+    mixup: float = field(default=0.0, metadata=_means(
+        "alpha of the Beta distribution by which the pictures of a batch and their labels are "
+        "blended in pairs, 0 to 10; 0: off"))
+    cutmix: float = field(default=0.0, metadata=_means(
+        "alpha of the Beta distribution for pasting a box of the next picture into each, 0 to 10; "
+        "0: off; with mixup, each batch draws one of the two"))
+    batch_norm: Literal["train", "eval"] = field(default="train", metadata=_means(
+        "train: layers that learn normalise by the batch and move their running statistics. "
+        "eval: running statistics are used and stay"))
+    gradient_clip: float | None = field(default=1.0, metadata=_means(
+        "largest norm of all gradients of a step together; none: unlimited"))
+    ema_decay: float | None = field(default=None, metadata=_means(
+        "share of the running average of all weights that each step keeps, 0 to below 1; it warms "
+        "up as 1 - (1 + step)^(-2/3) and begins with the last phase. Where it is kept, the average "
+        "is what is validated, judged, saved and inherited; the learning weights are thrown away. "
+        "none: no average, and the weights behind the last step are all that"))
+    shrink: float = field(default=1.0, metadata=_means(
+        "what the parent's weights are multiplied with at the start, 0.01 to 1 (Ash & Adams 2020); "
+        "1: off"))
+    perturb: float = field(default=0.0, metadata=_means(
+        "how much of a random start by the plan's seed is added to the parent's weights, 0 to 1; "
+        "0: off"))
+    precision: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=_means(
+        "numbers in which steps are computed; weights stay float32; auto: the fastest here"))
+    channels_last: bool | None = field(default=None, metadata=_means(
+        "whether the colours of a pixel lie side by side; none: the fastest here"))
+    augmentation: Augmentation = field(default_factory=Augmentation, metadata=_means(
+        "how far training pictures are bent"))
+    cutoff: int = field(default=40, metadata=_means(
+        "fewest usable images, of all splits, with which a class is trained"))
+    most: int | None = field(default=1000, metadata=_means(
+        "most images that are used of a class, the newest; none: all"))
+    seed: int = field(default=0, metadata=_means(
+        "of all that is random: start, order, dropout, augmentation; 0 to 2^32 - 1"))
 
     def __post_init__(self) -> None:
         self._check_network()
@@ -147,7 +212,7 @@ class Plan:
         _choice(self, "interpolation", ("bilinear", "bicubic"))
 
     def _check_training(self) -> None:
-        _choice(self, "recipe", ("all", "two-phase", "scratch"))
+        _choice(self, "recipe", ("all", "two-phase", "inherit", "scratch"))
         _whole(self, "epochs", 1, 10_000)
         _whole(self, "head_epochs", 1, 10_000)
         _whole(self, "unfreeze", 1, 10_000)
@@ -155,15 +220,23 @@ class Plan:
         _number(self, "learning_rate", 1e-9, 100.0)
         if self.backbone_learning_rate is not None:
             _number(self, "backbone_learning_rate", 1e-9, 100.0)
+        _number(self, "layer_decay", 0.01, 1.0)
         _number(self, "warmup_epochs", 0.0, 10_000.0)
         _number(self, "weight_decay", 0.0, 10.0)
         _choice(self, "optimizer", ("adamw", "sgd"))
         _number(self, "dropout", 0.0, 0.95)
         _number(self, "label_smoothing", 0.0, 0.9)
         _choice(self, "class_weights", ("none", "balanced", "effective-number"))
+        _number(self, "effective_beta", 0.0, 0.999_999_999)
+        _number(self, "mixup", 0.0, 10.0)
+        _number(self, "cutmix", 0.0, 10.0)
         _choice(self, "batch_norm", ("train", "eval"))
         if self.gradient_clip is not None:
             _number(self, "gradient_clip", 1e-6, 1e6)
+        if self.ema_decay is not None:
+            _number(self, "ema_decay", 0.0, 0.999_999)
+        _number(self, "shrink", 0.01, 1.0)
+        _number(self, "perturb", 0.0, 1.0)
         _choice(self, "precision", ("auto", "float32", "bfloat16"))
         if self.channels_last is not None:
             _truth(self, "channels_last")
@@ -184,9 +257,16 @@ class Plan:
             _refuse(self, "most", f"use cutoff={self.cutoff} or more, or None")
         if self.recipe == "scratch" and self.weights is not None:
             _refuse(self, "weights", "recipe='scratch' starts at random; leave weights out")
+        if self.recipe == "inherit" and self.weights is not None:
+            _refuse(self, "weights", "recipe='inherit' starts from its parent; leave weights out")
+        self._check_shrinking()
         if self.batch_size == 1 and self.batch_norm == "train":
             _refuse(self, "batch_size", "one image has no batch statistics; use 2 or more, "
                     "or batch_norm='eval'")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) and self.batch_size == 1:
+                _refuse(self, name, "a batch of one image has no other to mix it with; use "
+                        "batch_size=2 or more")
         if self.recipe == "two-phase":
             if self.head_epochs >= self.epochs:
                 _refuse(self, "head_epochs", f"epochs={self.epochs} counts both phases; "
@@ -197,6 +277,31 @@ class Plan:
                         "phase warms up; use less")
         elif self.warmup_epochs >= self.epochs:
             _refuse(self, "warmup_epochs", f"it must be less than epochs={self.epochs}")
+
+    def _check_shrinking(self) -> None:
+        if not self.shrinks:
+            return
+        name = "shrink" if self.shrink != 1 else "perturb"
+        if self.recipe == "scratch":
+            _refuse(self, name, "recipe='scratch' has no parent's weights to change; use 'all' or "
+                    "'inherit', or leave it out")
+        # a convolution that was changed no longer gives what the running statistics were taken of
+        if self.batch_norm == "eval":
+            _refuse(self, name, "running statistics no longer fit weights that were changed; use "
+                    "batch_norm='train'")
+        if self.recipe == "two-phase":
+            _refuse(self, name, "its head phase needs the backbone as the parent left it; use "
+                    "recipe='all' or 'inherit'")
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether the parent's weights are changed before training."""
+        return self.shrink != 1 or self.perturb != 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the pictures of a batch are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def geometry(self) -> Geometry:
@@ -230,7 +335,12 @@ class Plan:
 
     def digest(self) -> str:
         """Sha256 in hex of the canonical JSON: equal plans, equal digests."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        plain = Plan().to_dict()
+        told = {
+            name: value for name, value in self.to_dict().items()
+            if name not in LATER or value != plain[name]
+        }
+        text = json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
