@@ -314,6 +314,20 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
         raise typer.Exit(code)
 
 
+@app.command("plan")
+def show_plan(plan_file: PlanFile = None, fields: Set = None, as_json: Json = False) -> None:
+    """Check a plan and print it: every field with its value and what it means.
+
+    Example: regraft plan --set recipe=two-phase --set epochs=12
+    """
+    plan = _plan(plan_file, fields)
+    if as_json:
+        _print_json(plan.to_dict())
+        return
+    _table(["field", "value", "meaning"], plan.told())
+    _say(f"digest {plan.digest()}")
+
+
 @app.command()
 def demo(images: Annotated[Path | None, typer.Option(
              help="A folder of class folders; without it, handwritten digits.")] = None,

@@ -490,6 +490,7 @@ class Version(Base):
     class_names: Mapped[list[str]]
     class_names_digest: Mapped[str]
     checkpoint_digest: Mapped[str | None]
+    resolved: Mapped[dict[str, Any] | None]
     machine: Mapped[dict[str, Any] | None]
     training_accuracy: Mapped[float | None]
     validation_accuracy: Mapped[float | None]

@@ -20,7 +20,13 @@ class UnknownVersion(LookupError):
 
 @dataclass(frozen=True)
 class VersionRow:
-    """One version as people ask for it."""
+    """One version as people ask for it.
+
+    plan: as it was asked for; resolved: `plan` with nothing left open, `start` (fingerprint of the
+    weights before the first step), `kept_classes` (rows of the head taken from the parent) and
+    `saved` (last or average: which weights were validated, judged, saved and are inherited); None
+    for versions of before it was kept.
+    """
 
     id: int
     purpose: str
@@ -34,6 +40,7 @@ class VersionRow:
     architecture: str
     class_names: list[str]
     checkpoint_digest: str | None
+    resolved: dict[str, Any] | None
     machine: dict[str, Any] | None
     training_accuracy: float | None
     validation_accuracy: float | None
@@ -110,6 +117,7 @@ def trained(
     session: Session,
     version_id: int,
     checkpoint_digest: str,
+    resolved: dict[str, Any],
     machine: dict[str, Any],
     training_accuracy: float,
     validation_accuracy: float | None,
@@ -121,6 +129,7 @@ def trained(
         .values(
             state="trained",
             checkpoint_digest=checkpoint_digest,
+            resolved=resolved,
             machine=machine,
             training_accuracy=training_accuracy,
             validation_accuracy=validation_accuracy,

@@ -24,7 +24,16 @@ from tasks.step import reading, timed, training
 from vision import distributed
 from vision import network as networks
 from vision.calibration import Calibration
-from vision.fitting import BadExamples, Diverged, Epoch, Examples, Fitted, fit
+from vision.fitting import (
+    BadExamples,
+    Diverged,
+    Epoch,
+    Examples,
+    Fitted,
+    fingerprint,
+    fit,
+    resolved,
+)
 from vision.pixels import Pixels
 from vision.plan import BadPlan, Plan
 from vision.prediction import Gatherable, predict
@@ -77,8 +86,8 @@ def train_version(run_id: int, version_id: int) -> None:
         held = _pixels_of(listed, plan)
         workdir = settings.load().state_dir / "training" / f"version-{version_id}"
         try:
-            network, resolved = _start(plan, version.parent_id, listed.class_names)
-            fitted = _fit(run_id, version_id, network, resolved, listed, held, workdir)
+            network, start = _start(plan, version.parent_id, listed.class_names)
+            fitted = _fit(run_id, version_id, network, plan, listed, held, workdir)
         except (Diverged, BadPlan, BadExamples) as error:
             with database.connect().transaction() as session:
                 runs.fence(session, run_id)
@@ -87,7 +96,7 @@ def train_version(run_id: int, version_id: int) -> None:
             raise
         facts.update(images=len(listed.images["train"]), epochs=len(fitted.epochs))
     with timed(run_id, "keep checkpoint"):
-        _keep(run_id, version_id, fitted, resolved, listed, held, workdir)
+        _keep(run_id, version_id, fitted, plan, start, listed, held, workdir)
     shutil.rmtree(workdir, ignore_errors=True)
 
 
@@ -105,12 +114,19 @@ def _pixels_of(listed: Listed, plan: Plan) -> Gatherable:
     return pixels.opened(plan.geometry, sources)
 
 
-def _start(plan: Plan, parent_id: int | None, class_names: list[str]) -> tuple[nn.Module, Plan]:
-    """The network to train: the parent's with a fresh head, or one from weights or chance."""
+def _start(
+    plan: Plan, parent_id: int | None, class_names: list[str]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network to train, from its parent, from weights or by chance, and facts about that."""
     if parent_id is not None and plan.recipe != "scratch":
-        return networks.warm_start(checkpoints.load(parent_id), plan, class_names), plan
-    local = dataclasses.replace(plan, weights=_local_weights(plan.weights))
-    return networks.build(local, class_names), plan
+        parent = checkpoints.load(parent_id)
+        network = networks.warm_start(parent, plan, class_names)
+        kept = networks.inherited(plan, parent.class_names, class_names)
+    else:
+        local = dataclasses.replace(plan, weights=_local_weights(plan.weights))
+        network = networks.build(local, class_names)
+        kept = []
+    return network, {"kept_classes": kept, "start": fingerprint(network.state_dict())}
 
 
 def _local_weights(weights: str | None) -> str | None:
@@ -185,6 +201,7 @@ def _keep(
     version_id: int,
     fitted: Fitted,
     plan: Plan,
+    start: dict[str, Any],
     listed: Listed,
     held: Gatherable,
     workdir: Path,
@@ -211,6 +228,11 @@ def _keep(
             session,
             version_id,
             digest,
+            {
+                "plan": resolved(plan, fitted.network, fitted.machine).to_dict(),
+                **start,
+                "saved": "last" if plan.ema_decay is None else "average",
+            },
             machine() | fitted.machine,
             float(seen.correct.mean()),
             fitted.validation_accuracy,
@@ -238,9 +260,17 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
+    """The commit of this program, `-dirty` behind it where files were changed since."""
+    # installed inside another project's checkout, it must not pass for a part of that
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+
+
+def _git(*words: str) -> str | None:
     try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607  (git is where the PATH says)
+        return subprocess.run(  # noqa: S603  (words of our own)
+            ["git", *words],  # noqa: S607  (git is where the PATH says)
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 from typer.main import get_command
@@ -11,6 +12,7 @@ from typer.main import get_command
 from flows.cli import app
 from infra.database import Database
 from infra.storage import Storage
+from vision.plan import Augmentation, Plan
 
 HEAVY = ("torch", "timm", "prefect", "great_expectations", "sklearn", "matplotlib")
 
@@ -48,7 +50,9 @@ def test_each_verb_has_help_with_an_example(verb: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--help",), ("versions", "--json"), ("status", "--json")], ids=" ".join
+    "words",
+    [("--help",), ("versions", "--json"), ("status", "--json"), ("plan", "--set", "epochs=3")],
+    ids=" ".join,
 )
 def test_light_verbs_import_nothing_heavy(
     words: tuple[str, ...], database: Database, storage: Storage
@@ -78,6 +82,16 @@ def test_questions_answer_in_json_and_for_people(database: Database, storage: St
     assert "nothing serves yet" in regraft("status").stdout
 
 
+def test_a_plan_is_checked_and_explained() -> None:
+    """Every field stands there with its value and meaning; as JSON it is a plan again."""
+    words = ("plan", "--set", "recipe=inherit", "--set", "augmentation.blur=0.5")
+    plan = Plan(recipe="inherit", augmentation=Augmentation(blur=0.5))
+    assert Plan.from_dict(json.loads(regraft(*words, "--json").stdout)) == plan
+    shown = regraft(*words)
+    assert all(one.name in shown.stdout for one in fields(Plan))
+    assert plan.digest() in shown.stderr
+
+
 def test_doctor_names_what_is_wrong(
     database: Database, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +115,7 @@ def test_doctor_names_what_is_wrong(
         (("intake", "accept", "9", "--why", "x"), "batch 9 is not a refused batch"),
         (("nightly", "--set", "epochs=-1"), "epochs=-1"),
         (("nightly", "--set", "epoch=3"), "epochs"),
+        (("plan", "--set", "shrink=0.5", "--set", "recipe=scratch"), "shrink=0.5: recipe='scratch'"),
         (("nightly", "--set", "epochs"), "write FIELD=VALUE"),
         (("load", "/nowhere"), "/nowhere is not a folder"),
     ],

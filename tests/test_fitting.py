@@ -4,6 +4,9 @@ import hashlib
 import itertools
 import logging
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +27,11 @@ from vision.fitting import (
     TooLarge,
     batches,
     class_weights,
+    fingerprint,
     fit,
     phases,
     rate_factor,
+    resolved,
 )
 from vision.network import (
     Loaded,
@@ -34,11 +39,13 @@ from vision.network import (
     head,
     head_keys,
     load,
+    normalisation,
     read_tensors,
     save,
     warm_start,
 )
 from vision.plan import Augmentation, BadPlan, Plan
+from vision.prediction import predict
 
 NAMES = ("disc", "ring", "stripes")
 PLAN = Plan(
@@ -144,6 +151,9 @@ def test_a_network_learns_shapes_from_scratch(tmp_path: Path) -> None:
         {"recipe": "all", "optimizer": "sgd", "learning_rate": 0.02, "batch_norm": "eval"},
         {"recipe": "two-phase", "epochs": 4, "head_epochs": 2, "unfreeze": 2},
         {"recipe": "scratch", "precision": "bfloat16", "channels_last": True},
+        {"ema_decay": 0.5, "mixup": 0.4, "cutmix": 1.0, "class_weights": "effective-number"},
+        {"recipe": "two-phase", "epochs": 4, "head_epochs": 2, "unfreeze": 4, "ema_decay": 0.5,
+         "layer_decay": 0.5, "channels_last": True},
     ],
 )
 def test_a_killed_run_ends_with_the_same_bits(
@@ -174,6 +184,30 @@ def test_the_result_is_a_function_of_plan_and_examples(tmp_path: Path) -> None:
     torch.manual_seed(99)
     assert trained(PLAN, tmp_path / "second", backwards) == first
     assert trained(replace(PLAN, seed=1), tmp_path / "third") != first
+
+
+def test_two_processes_make_the_same_checkpoint(tmp_path: Path) -> None:
+    """With everything on that draws numbers, two processes of other hash seeds agree to the bit."""
+    code = (
+        "import sys, torch, test_fitting as its\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "torch.set_num_threads(1)\n"
+        "plan = replace(its.PLAN, ema_decay=0.9, mixup=0.4, cutmix=1.0, layer_decay=0.8,\n"
+        "               class_weights='effective-number')\n"
+        "print(its.trained(plan, Path(sys.argv[1])))\n"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / seed)], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for seed in ("1", "2")
+    ]
+    said = [process.communicate()[0].strip() for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert said[0] == said[1]
+    assert len(said[0]) == 64
 
 
 def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
@@ -254,13 +288,115 @@ def test_a_rate_that_explodes_never_becomes_a_checkpoint(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+class Watched(nn.Module):
+    """A network that keeps what it was given in training, and its bias before each step."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 3)
+        self.given: list[Tensor] = []
+        self.biases: list[Tensor] = []
+        vars(self).update(_regraft=vars(network)["_regraft"])
+
+    def get_classifier(self) -> nn.Module:
+        """As timm does."""
+        return self.classifier
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Average the colours."""
+        if self.training:
+            self.given.append(pictures.clone())
+            self.biases.append(self.classifier.bias.detach().clone())
+        outputs: Tensor = self.classifier(pictures.mean(dim=(2, 3)))
+        return outputs
+
+
+def test_the_average_is_what_is_validated_and_returned(tmp_path: Path) -> None:
+    """Learning goes on as without one; every figure and the result are the average's."""
+    plan = replace(PLAN, ema_decay=0.9)
+    fitted = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "average", "cpu")
+    plain = fit(build(PLAN, NAMES), PLAN, TRAIN, VALIDATION, tmp_path / "plain", "cpu")
+    body = (tmp_path / "average" / "resume.safetensors").read_bytes()
+    tensors, _ = read_tensors(body, "state")
+    returned = fitted.network.state_dict()
+    for key, tensor in plain.network.state_dict().items():
+        assert torch.equal(tensors[f"network/{key}"], tensor)
+        assert torch.equal(tensors[f"average/{key}"], returned[key])
+    assert not torch.equal(returned["fc.weight"], plain.network.state_dict()["fc.weight"])
+    answers = predict(fitted.network, NAMES, VALIDATION.pixels, VALIDATION.images,
+                      VALIDATION.labels, plan, "cpu")
+    assert float(answers.correct.mean()) == fitted.validation_accuracy
+    loss = -float(np.log(answers.label_confidence.astype(np.float64)).mean())
+    assert loss == pytest.approx(fitted.validation_loss, rel=1e-4)
+    assert fitted.validation_loss != plain.validation_loss
+
+
+def test_the_averages_decay_warms_up(tmp_path: Path) -> None:
+    """Step by step it is 1 - (1 + step)^(-2/3), from 0, and never more than the plan's."""
+    plan = replace(PLAN, ema_decay=0.5, epochs=2)
+    network = Watched(build(plan, NAMES))
+    fit(network, plan, TRAIN, VALIDATION, tmp_path, "cpu")
+    tensors, _ = read_tensors((tmp_path / "resume.safetensors").read_bytes(), "state")
+    behind = [*network.biases[1:], tensors["network/classifier.bias"]]  # behind each step
+    assert len(behind) == 6
+    average = behind[0]
+    for step, bias in enumerate(behind):
+        decay = min(0.5, 1 - (1 + step) ** (-2 / 3))
+        average = decay * average + (1 - decay) * bias
+    assert torch.allclose(network.classifier.bias.detach(), average, atol=1e-6)
+
+
+def test_earlier_blocks_learn_more_slowly(tmp_path: Path) -> None:
+    """With a layer decay of 0.01 each block moves a hundredth as far as the next one."""
+    plan = replace(PLAN, optimizer="sgd", learning_rate=0.02, layer_decay=0.01, epochs=1,
+                   warmup_epochs=0, batch_norm="eval", weight_decay=0)
+    network = build(plan, NAMES)
+    before = {name: one.detach().clone() for name, one in network.named_parameters()}
+    fit(network, plan, TRAIN, VALIDATION, tmp_path, "cpu")
+    moved = {
+        name: max(float((one.detach() - before[key]).abs().max())
+                  for key, one in network.named_parameters() if key.startswith(name))
+        for name in ("fc", "layer4", "layer3", "layer2")
+    }
+    assert moved["fc"] > 0
+    for later, earlier in itertools.pairwise(("layer4", "layer3", "layer2")):
+        assert 1e-3 * moved[later] < moved[earlier] < 0.1 * moved[later]
+
+
+@pytest.mark.parametrize(
+    ("changes", "blended", "pasted"),
+    [({}, False, False), ({"mixup": 1.0}, True, False), ({"cutmix": 1.0}, False, True)],
+)
+def test_pictures_are_mixed_only_as_the_plan_says(
+    changes: dict[str, float], blended: bool, pasted: bool, tmp_path: Path
+) -> None:
+    """Mixup blends whole pictures, cutmix pastes a box of one into another, neither does nothing."""
+    plain = Augmentation(flip=False, scale=1, rotation=0, brightness=0, contrast=0, saturation=0)
+    plan = replace(PLAN, epochs=1, warmup_epochs=0, augmentation=plain, mean=(0.0,) * 3,
+                   std=(1.0,) * 3, **changes)  # type: ignore[arg-type]
+    pictures = Pictures(25, SIDE, 1)
+    greys = {"disc": 0, "ring": 100, "stripes": 200}
+    for image, label in zip(pictures.images, pictures.labels, strict=True):
+        pictures.stored[image] = np.full((SIDE, SIDE, 3), greys[label], dtype=np.uint8)
+    network = Watched(build(plan, NAMES))
+    fit(network, plan, pictures.examples(), VALIDATION, tmp_path, "cpu")
+    seen = [
+        {round(float(value) * 255) for value in picture.unique()}
+        for batch in network.given for picture in batch
+    ]
+    assert len(seen) == 25
+    assert any(not found <= set(greys.values()) for found in seen) is blended
+    assert any(len(found) > 1 for found in seen) is pasted
+
+
 class Narrow(nn.Module):
     """A network on a device whose memory takes only so many pictures at once."""
 
-    def __init__(self, network: nn.Module, room: int) -> None:
+    def __init__(self, network: nn.Module, room: int, error: Exception | None = None) -> None:
         super().__init__()
         self.inner = network
         self.room = room
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
         vars(self).update(_regraft=vars(network)["_regraft"])
 
     def get_classifier(self) -> nn.Module:
@@ -270,7 +406,7 @@ class Narrow(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Answer, or be out of memory as torch is."""
         if self.training and len(pictures) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         outputs: Tensor = self.inner(pictures)
         return outputs
 
@@ -295,6 +431,22 @@ def test_no_memory_at_all_is_said_in_one_line(tmp_path: Path) -> None:
     """Where not even a few pictures fit, the mend is named instead of an endless halving."""
     with pytest.raises(TooLarge, match="image_size"):
         fit(Narrow(build(PLAN, NAMES), 0), PLAN, TRAIN, VALIDATION, tmp_path, "cpu")
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    """What else a step raises is raised, and no batch is split for it."""
+    broken = Narrow(build(PLAN, NAMES), 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fit(broken, PLAN, TRAIN, VALIDATION, tmp_path, "cpu")
+
+
+def test_pixels_that_could_hold_nan_are_refused(tmp_path: Path) -> None:
+    """Pictures are whole numbers from 0 to 255, which are never NaN; others are not trained on."""
+    pictures = Pictures(25, SIDE, 1)
+    spoilt = {image: one.astype(np.float32) * np.nan for image, one in pictures.stored.items()}
+    pictures.stored = spoilt  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="images are torch.float32.*: use uint8"):
+        fit(build(PLAN, NAMES), PLAN, pictures.examples(), VALIDATION, tmp_path, "cpu")
 
 
 def test_the_head_phase_changes_the_head_alone(tmp_path: Path) -> None:
@@ -450,3 +602,20 @@ def test_rare_classes_weigh_more() -> None:
     effective = class_weights(labels, 2, "effective-number")
     assert sum(effective) == pytest.approx(2)
     assert 1 < effective[1] / effective[0] < balanced[1] / balanced[0]
+    assert class_weights(labels, 2, "effective-number", 0.0) == [1.0, 1.0]
+    nearly = class_weights(labels, 2, "effective-number", 0.999_999)
+    assert nearly[1] / nearly[0] == pytest.approx(9, rel=1e-3)
+
+
+def test_a_resolved_plan_leaves_nothing_open(tmp_path: Path) -> None:
+    """What parent, network and machine decided stands in it, and it trains the same weights."""
+    plan = replace(PLAN, precision="auto", channels_last=None, recipe="two-phase", head_epochs=1,
+                   unfreeze=2)
+    fitted = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "asked", "cpu")
+    found = resolved(plan, fitted.network, fitted.machine)
+    assert found == replace(
+        plan, mean=normalisation(fitted.network, plan)[0], std=normalisation(fitted.network, plan)[1],
+        backbone_learning_rate=plan.learning_rate / 10, precision="float32", channels_last=False,
+    )
+    again = fit(build(found, NAMES), found, TRAIN, VALIDATION, tmp_path / "again", "cpu")
+    assert fingerprint(again.network.state_dict()) == fingerprint(fitted.network.state_dict())

@@ -17,6 +17,7 @@ from vision.network import (
     blocks,
     build,
     class_names_of,
+    distances,
     freeze_all_but,
     freeze_backbone,
     graft,
@@ -25,11 +26,13 @@ from vision.network import (
     head_keys,
     load,
     normalisation,
+    read_tensors,
     save,
     target_layer,
     warm_start,
+    write_tensors,
 )
-from vision.plan import BadPlan, Plan
+from vision.plan import LATER, BadPlan, Plan
 
 NAMES = ("cat", "dog", "emu")
 TINY = Plan(architecture="test_efficientnet", image_size=64)
@@ -130,6 +133,65 @@ def test_the_same_number_of_other_classes_gets_a_fresh_head() -> None:
     graft(parent, ("gnu", "yak", "elk"), dropout=0.1)
     assert float(head_weight(parent).abs().max()) < 1
     assert class_names_of(parent) == ("gnu", "yak", "elk")
+
+
+@pytest.mark.parametrize("architecture", ["test_efficientnet", "test_vit", "test_byobnet"])
+def test_known_classes_keep_their_rows_by_name(architecture: str) -> None:
+    """With inherit, rows follow their class to its new place; new ones are fresh, old ones gone."""
+    plan = Plan(architecture=architecture, image_size=96, recipe="inherit")
+    parent = changed(build(replace(plan, recipe="all"), NAMES), 0.5)
+    child = warm_start(Loaded(parent, NAMES, plan), plan, ("ant", "emu", "cat"))
+    theirs = parent.state_dict()
+    for key, rows in child.state_dict().items():
+        if key not in head_keys(child):
+            assert torch.equal(rows, theirs[key])
+            continue
+        assert torch.equal(rows[1], theirs[key][2])  # emu
+        assert torch.equal(rows[2], theirs[key][0])  # cat
+        assert float(rows[0].abs().max()) < 0.1  # ant, as every fresh head starts
+    assert class_names_of(child) == ("ant", "emu", "cat")
+
+
+def test_what_cannot_be_inherited_is_refused() -> None:
+    """No parent, or one that knows none of the classes: the message names the mend."""
+    inherit = replace(TINY, recipe="inherit")
+    with pytest.raises(BadPlan, match="no parent whose head could be kept; train a first"):
+        build(inherit, NAMES)
+    with pytest.raises(BadPlan, match="no parent whose weights could be changed; leave both out"):
+        build(replace(TINY, shrink=0.5), NAMES)
+    parent = Loaded(build(TINY, NAMES), NAMES, TINY)
+    with pytest.raises(BadPlan, match="knows none of these 2 classes; use recipe='all'"):
+        warm_start(parent, inherit, ("gnu", "yak"))
+
+
+@pytest.mark.parametrize("recipe", ["all", "inherit"])
+def test_a_parent_is_shrunk_and_perturbed_as_the_plan_says(recipe: str) -> None:
+    """Every weight is shrink times the parent's plus perturb times a fresh start by the seed."""
+    plan = replace(TINY, recipe=recipe, shrink=0.5, perturb=0.1, seed=4)  # type: ignore[arg-type]
+    parent = changed(build(replace(TINY, seed=9), NAMES), 0.2)
+    child = warm_start(Loaded(parent, NAMES, TINY), plan, NAMES)
+    fresh = build(replace(TINY, seed=4), NAMES)
+    learned = dict(fresh.named_parameters())
+    theirs = parent.state_dict()
+    for key, tensor in child.state_dict().items():
+        if recipe == "all" and key in head_keys(child):
+            assert torch.equal(tensor, learned[key])
+        elif key in learned:
+            assert torch.allclose(tensor, 0.5 * theirs[key] + 0.1 * learned[key].detach())
+        else:  # running statistics stay the parent's
+            assert torch.equal(tensor, theirs[key])
+
+
+def test_distances_count_the_blocks_behind() -> None:
+    """0 in the last block and what follows it, one more for each block before, most in the stem."""
+    network = build(Plan(image_size=64), NAMES)
+    found = distances(network)
+    named = {name: found[one] for name, one in network.named_parameters() if one in found}
+    assert named["conv_head.weight"] == named["blocks.6.0.conv_pw.weight"] == 0
+    assert named["blocks.5.2.conv_pw.weight"] == 1
+    assert named["blocks.0.0.conv_dw.weight"] == 16
+    assert named["conv_stem.weight"] == named["bn1.weight"] == 17
+    assert set(dict(network.named_parameters())) - set(named) == head_keys(network)
 
 
 @pytest.mark.parametrize("architecture", ["test_efficientnet", "test_vit", "test_convnext"])
@@ -267,6 +329,28 @@ def test_damaged_bytes_are_never_loaded(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_checkpoint_that_lacks_weights_is_not_loaded(tmp_path: Path) -> None:
+    """Missing keys are named, though the file is whole and has the digest that is asked for."""
+    path = tmp_path / "one.safetensors"
+    save(build(TINY, NAMES), path, TINY, NAMES)
+    tensors, facts = read_tensors(path.read_bytes(), "it")
+    for key in ("bn1.weight", "classifier.bias"):
+        del tensors[key]
+    digest = write_tensors(path, tensors, facts)
+    with pytest.raises(BadCheckpoint, match=r"lacks bn1\.weight, classifier\.bias of test_eff"):
+        load(path, digest)
+
+
+def test_a_checkpoint_of_before_is_still_loaded(tmp_path: Path) -> None:
+    """One whose plan lacks the fields that came later has their defaults."""
+    path = tmp_path / "one.safetensors"
+    save(build(TINY, NAMES), path, TINY, NAMES)
+    tensors, facts = read_tensors(path.read_bytes(), "it")
+    facts["plan"] = {name: one for name, one in facts["plan"].items() if name not in LATER}
+    found = load(path, write_tensors(path, tensors, facts))
+    assert replace(found.plan, mean=None, std=None) == TINY
+
+
 def test_nothing_unsound_is_saved(tmp_path: Path) -> None:
     """NaN weights and foreign class names never become a file."""
     network = build(TINY, NAMES)
@@ -301,6 +385,9 @@ def test_weights_start_the_backbone_whatever_head_they_have(tmp_path: Path) -> N
         build(plan, NAMES)
     safetensors.torch.save_file({**whole, "bn1.bias": torch.zeros(3)}, path)
     with pytest.raises(BadCheckpoint, match=r"bn1\.bias of shape"):
+        build(plan, NAMES)
+    safetensors.torch.save_file({**whole, "bn1.bias": whole["bn1.bias"] * float("nan")}, path)
+    with pytest.raises(BadCheckpoint, match=r"NaN or infinite weights in bn1\.bias: use another"):
         build(plan, NAMES)
     path.write_text("<html>")
     with pytest.raises(BadCheckpoint, match="not a readable"):

@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from vision.plan import Augmentation, BadPlan, Geometry, Plan
+from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,17 @@ from vision.plan import Augmentation, BadPlan, Geometry, Plan
         ({"recipe": "two-phase", "head_epochs": 1}, ["warmup_epochs=1.0", "1 epochs"]),
         ({"recipe": "scratch", "weights": "hub"}, ["weights='hub'", "at random"]),
         ({"batch_size": 1}, ["batch_size=1", "batch_norm='eval'"]),
+        ({"recipe": "inherit", "weights": "hub"}, ["weights='hub'", "its parent"]),
+        ({"effective_beta": 1.0}, ["effective_beta=1.0", "number"]),
+        ({"layer_decay": 0.0}, ["layer_decay=0.0"]),
+        ({"ema_decay": 1.0}, ["ema_decay=1.0"]),
+        ({"shrink": 0.0}, ["shrink=0.0"]),
+        ({"shrink": 0.5, "recipe": "scratch"}, ["shrink=0.5", "no parent", "leave it out"]),
+        ({"perturb": 0.1, "batch_norm": "eval"}, ["perturb=0.1", "batch_norm='train'"]),
+        ({"shrink": 0.5, "recipe": "two-phase"}, ["shrink=0.5", "head phase", "'all'"]),
+        ({"mixup": -1}, ["mixup=-1"]),
+        ({"mixup": 0.2, "batch_size": 1, "batch_norm": "eval"}, ["mixup=0.2", "batch_size=2"]),
+        ({"cutmix": 1, "batch_size": 1, "batch_norm": "eval"}, ["cutmix=1.0", "no other"]),
         ({"augmentation": {"flip": 1}}, ["flip=1"]),
         ({"augmentation": {"scale": 0.0}}, ["scale=0.0"]),
         ({"augmentation": None}, ["augmentation=None"]),
@@ -99,6 +110,27 @@ def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
     digests = {Plan().digest(), Plan(seed=1).digest(), Plan(dropout=0.1).digest(),
                Plan(augmentation=Augmentation(flip=False)).digest(), exact.digest()}
     assert len(digests) == 5
+
+
+def test_every_field_says_what_it_means() -> None:
+    """No field is left unexplained, in the list that people print and on Prefect's pages."""
+    assert [one.name for one in fields(Plan) if not one.metadata.get("description")] == []
+    told = {name: (value, meaning) for name, value, meaning in Plan(dropout=0.4).told()}
+    assert set(told) > {one.name for one in fields(Plan)}
+    assert told["dropout"] == ("0.4", Plan.__dataclass_fields__["dropout"].metadata["description"])
+    assert told["augmentation.flip"][0] == "true"
+    shown = TypeAdapter(Plan).json_schema()["properties"]
+    assert shown["dropout"]["description"] == told["dropout"][1]
+
+
+def test_a_plan_of_before_is_the_same_plan() -> None:
+    """Stored without the fields that came later, a plan is read, and has the digest it had."""
+    stored = {name: value for name, value in Plan().to_dict().items() if name not in LATER}
+    old = Plan.from_dict(stored)
+    assert old == Plan()
+    # what the first version of this program stored with it
+    assert old.digest() == "44f17d7d2a05069b33b12e9bbdf557ab7b2ed266859cc72d609c4eaf5ff4c6dd"
+    assert len({old.digest(), Plan(ema_decay=0.0).digest(), Plan(mixup=0.1).digest()}) == 3
 
 
 def test_what_is_missing_has_its_default() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import intakes
 import pytest
-from intakes import picture, put, query, take_in
+from intakes import csv, picture, put, query, take_in
 from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
@@ -83,6 +83,23 @@ def test_too_little_is_said_class_by_class(
     assert "0 of 3 classes have 40 usable images" in str(caught.value)
     assert "ring lacks 28" in str(caught.value)
     assert query(database, "SELECT * FROM snapshots") == []
+
+
+def test_a_class_without_validation_images_is_named(
+    database: Database, storage: Storage
+) -> None:
+    """One burst goes into one split; with enough images it is still no class to be judged."""
+    rows = []
+    for name in ("ring", "cross"):
+        for seed in range(8):
+            put(storage, f"labelled/{name}/{seed}.png", picture(seed, name))
+        rows += [(f"labelled/{name}/{seed}.png", name, "burst" if name == "ring" else "")
+                 for seed in range(8)]  # fmt: skip
+    put(storage, "manifests/1.csv", csv(rows, "key,label,group"))
+    take_in(database)
+    with pytest.raises(NothingToTrain, match=r"class 'ring' has 8 training and 0 validation") as no:
+        freeze(database, cutoff=5)
+    assert "add real images or raise cutoff" in str(no.value)
 
 
 def test_a_snapshot_changed_in_s3_is_refused(

@@ -1,5 +1,6 @@
 """The training step: by class name, once, resumable, and closed when it cannot succeed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,6 +77,26 @@ def test_as_many_classes_of_other_names_get_a_fresh_head(story: Story) -> None:
     assert not any(torch.allclose(mine[row], theirs[row], atol=1e-3) for row in range(3))
 
 
+def test_known_classes_inherit_their_rows(story: Story) -> None:
+    """Trained with rates of nearly nothing, three rows are the parent's, by name; it is stored."""
+    still = replace(worlds.SECOND_PLAN, recipe="inherit", epochs=1, learning_rate=1e-9,
+                    batch_norm="eval")  # fmt: skip
+    with after_two_nights(story) as (world, run_id, snapshot):
+        candidate = write_candidate.fn(run_id, "control", snapshot, still, 1)
+        train_version.fn(run_id, candidate)
+        child, parent = checkpoints.load(candidate), checkpoints.load(1)
+        with world.transaction() as session:
+            stored = versions.get(session, candidate).resolved
+    mine, theirs = child.network.state_dict(), parent.network.state_dict()
+    for key in networks.head_keys(child.network):
+        for name in parent.class_names:
+            one = mine[key][child.class_names.index(name)]
+            assert torch.allclose(one, theirs[key][parent.class_names.index(name)], atol=1e-6)
+        assert float(mine[key][child.class_names.index("ring")].abs().max()) < 0.1
+    assert stored is not None
+    assert stored["kept_classes"] == ["circle", "cross", "square"]
+
+
 def test_a_trained_version_is_never_trained_again(story: Story) -> None:
     """Asked once more, the same work finds its version and leaves it as it is."""
     with after_two_nights(story) as (world, run_id, snapshot):
@@ -89,9 +110,20 @@ def test_a_trained_version_is_never_trained_again(story: Story) -> None:
 def test_what_trained_it_is_stored(story: Story) -> None:
     """A version names its machine, every epoch in order, and leaves no scraps behind."""
     world = story.done
-    [(machine, plan)] = world.ask("SELECT machine, plan FROM versions WHERE id = 2")
+    [(machine, plan, stored)] = world.ask(
+        "SELECT machine, plan, resolved FROM versions WHERE id = 2"
+    )
     assert {"processor", "libraries", "threads", "precision", "commit"} <= set(machine)
     assert Plan.from_dict(plan) == worlds.SECOND_PLAN
+    open_ones = {name for name, value in plan.items() if value is None}
+    decided = {"mean", "std", "backbone_learning_rate", "channels_last"}
+    assert decided <= open_ones
+    assert {name for name, value in stored["plan"].items() if value is None} == open_ones - decided
+    assert stored["kept_classes"] == []  # a fresh head
+    assert stored["saved"] == "last"
+    assert re.fullmatch("[0-9a-f]{64}", stored["start"])
+    if machine["commit"] is not None:
+        assert re.fullmatch("[0-9a-f]{40}(-dirty)?", machine["commit"])
     numbers = world.ask("SELECT number FROM epochs WHERE version_id = 2 ORDER BY number")
     assert numbers == [(n + 1,) for n in range(worlds.SECOND_PLAN.epochs)]
     assert list((world.folder / "training").iterdir()) == []
@@ -106,6 +138,9 @@ def test_what_trained_it_is_stored(story: Story) -> None:
             r"epoch \d+, step \d+: the (validation )?loss is (nan|inf)",
         ),
         ({"architecture": "test_vit"}, BadPlan, "the parent is test_resnet"),
+        ({"architecture": "test_rasnet", "recipe": "scratch"}, BadPlan, "near are test_resnet"),
+        ({"recipe": "two-phase", "head_epochs": 1, "unfreeze": 9}, BadPlan,
+         "unfreeze=9: test_resnet has 4 blocks; use 1 to 4"),
     ],
 )
 def test_training_that_cannot_succeed_closes_its_candidate(

@@ -13,22 +13,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms import v2
 
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
 from vision.network import (
     BadCheckpoint,
     class_names_of,
+    distances,
     freeze_all_but,
     freeze_backbone,
     head,
@@ -60,9 +63,9 @@ RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
 # steps between two looks at the loss on a GPU, because each look waits for it
 LOOK_EVERY = 50
-EFFECTIVE_BETA = 0.999
-# the label of pictures that only fill up a rank's share; cross entropy passes over it
-NOBODYS = -100
+# of torch's allocator on Linux and macOS, and on Windows
+CPU_WITHOUT_MEMORY = ("DefaultCPUAllocator: can't allocate memory",
+                      "DefaultCPUAllocator: not enough memory")
 PhaseName = Literal["all", "head", "blocks"]
 
 
@@ -75,7 +78,7 @@ class BadExamples(ValueError):
 
 
 class TooLarge(RuntimeError):
-    """Not even the smallest part of a batch fits into the memory of the GPU."""
+    """Not even the smallest part of a batch fits into the memory."""
 
 
 class SmallerParts(RuntimeError):
@@ -103,8 +106,10 @@ class Examples:
 class Epoch:
     """One pass over the training images.
 
-    number: from 1, over both phases; train_accuracy: on augmented pictures, as they were learned;
-    train_loss: with class weights and label smoothing; validation_loss: without either;
+    number: from 1, over both phases; train_accuracy: on augmented pictures, as they were learned
+    (of mixed ones the larger part counts); train_loss: with class weights and label smoothing;
+    validation_loss: without either, and like validation_accuracy of the weights that would be
+    saved now, the average where one is kept;
     learning_rate: the head's, averaged over the epoch's steps; seconds: validation included;
     images_per_second: training alone.
     """
@@ -177,6 +182,12 @@ class Setting:
     ranks: Ranks = ALONE
     learner: nn.Module = field(init=False)  # the network as it is called in training
     compiled: nn.Module | None = None  # the same, made for whole batches of the plan's size
+    average: ModelEmaV3 | None = None  # of the network's weights, once the last phase has begun
+
+    @property
+    def kept(self) -> nn.Module:
+        """What would be saved now."""
+        return self.network if self.average is None else self.average.module
 
 
 def fit(
@@ -197,7 +208,8 @@ def fit(
     After each epoch the state is written to `workdir`, then `on_epoch` is told. Called again with
     the same arguments and `workdir`, it goes on behind the last finished epoch; a damaged state or
     one of other arguments is set aside with a warning. `on_step` hears (steps done, steps in all).
-    Raises `Diverged`, `BadExamples`, `TooLarge`, and `BadPlan` for an impossible `unfreeze`.
+    Where the plan keeps an average of the weights, the network ends with that. Raises `Diverged`,
+    `BadExamples`, `TooLarge`, and `BadPlan` for an impossible `unfreeze`.
 
     How a step is computed (`vision.trials`) is what `calibration` remembers of this machine, else
     measured and kept in it; `threads` None: measured too, up to as many as torch uses now.
@@ -219,7 +231,7 @@ def fit(
         )
         epochs = [Epoch(**one) for one in state.facts["epochs"]] if state else []
         if state:
-            _restore_network(network, state)
+            _restore_weights(setting, state)
             logger.info("resumed behind epoch %d of %d", len(epochs), plan.epochs)
         for phase in phases(plan):
             if len(epochs) >= phase.last:
@@ -239,6 +251,8 @@ def fit(
                     epoch.validation_accuracy, epoch.images_per_second,
                 )
                 on_epoch(epoch)
+    if setting.average is not None:
+        network.load_state_dict(setting.average.module.state_dict())
     network.requires_grad_(True).eval()
     network.to(memory_format=torch.contiguous_format)
     return Fitted(network, tuple(epochs), setting.machine)
@@ -268,8 +282,17 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
+def resolved(plan: Plan, network: nn.Module, machine: Mapping[str, Any]) -> Plan:
+    """The plan with all filled in that it left to its parent, its network and the machine."""
+    mean, std = normalisation(network, plan)
+    return replace(
+        plan, mean=mean, std=std, backbone_learning_rate=phases(plan)[-1].backbone_rate,
+        precision=machine["precision"], channels_last=machine["channels_last"],
+    )
+
+
 def phases(plan: Plan) -> list[Phase]:
-    """The plan's phases in order; `scratch` trains like `all`, only from another start."""
+    """The plan's phases in order; all but `two-phase` differ only in what they start from."""
     rate, slow = plan.learning_rate, plan.backbone_learning_rate
     if plan.recipe != "two-phase":
         return [Phase("all", 1, plan.epochs, rate, rate if slow is None else slow)]
@@ -290,16 +313,18 @@ def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
-def class_weights(labels: Sequence[int], classes: int, kind: str) -> list[float]:
+def class_weights(
+    labels: Sequence[int], classes: int, kind: str, beta: float = 0.999
+) -> list[float]:
     """One weight per class; they average to 1 over the classes, except that `balanced` ones
-    average to 1 over the images.
+    average to 1 over the images. beta: of `effective-number`.
     """
     counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=classes).astype(np.float64)
     if kind == "none":
         return [1.0] * classes
     if kind == "balanced":
         return [float(one) for one in counts.sum() / (classes * counts)]
-    weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**counts)
+    weights = (1 - beta) / (1 - beta**counts)
     return [float(one) for one in weights / weights.mean()]
 
 
@@ -346,7 +371,7 @@ def _set_up(
         freeze_all_but(network, plan.unfreeze)  # refused now, and not after the head phase
     network.to(device)
     indices = [targets[label] for label in train.labels]
-    weights = class_weights(indices, len(names), plan.class_weights)
+    weights = class_weights(indices, len(names), plan.class_weights, plan.effective_beta)
     mean, std = on_device(normalisation(network, plan), device)
     setting = Setting(
         network=network, plan=plan, train=train, validation=validation, device=device,
@@ -430,17 +455,23 @@ def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
         freeze_all_but(network, plan.unfreeze)
     else:
         network.requires_grad_(True)
+    if plan.ema_decay is not None and phase.last == plan.epochs and setting.average is None:
+        setting.average = _averaged(network, plan.ema_decay)
     setting.learner = setting.ranks.learner(network)
     alone = setting.ranks.world == 1
     setting.compiled = compiled(network) if alone and setting.machine.get("compiled") else None
+    # looked up only where it matters: not every network that can learn has blocks
+    behind = distances(network) if plan.layer_decay != 1 and phase.backbone_rate else {}
     of_head = {id(parameter) for parameter in head(network).parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:
-            rate = phase.head_rate if id(parameter) in of_head else phase.backbone_rate
+            rate = phase.head_rate
+            if id(parameter) not in of_head:
+                rate = (phase.backbone_rate or 0.0) * plan.layer_decay ** behind.get(parameter, 0)
             # biases and norms are no place for decay
             decay = 0.0 if parameter.ndim <= 1 else plan.weight_decay
-            groups.setdefault((rate or 0.0, decay), []).append(parameter)
+            groups.setdefault((rate, decay), []).append(parameter)
     options = [
         {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
         for (rate, decay), members in groups.items()
@@ -448,6 +479,10 @@ def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
     if plan.optimizer == "sgd":
         return torch.optim.SGD(options, lr=phase.head_rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(options, lr=phase.head_rate, fused=True)
+
+
+def _averaged(network: nn.Module, decay: float) -> ModelEmaV3:
+    return ModelEmaV3(network, decay=decay, use_warmup=True)
 
 
 def _one_epoch(
@@ -471,6 +506,8 @@ def _one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         loss, correct = _step(setting, optimizer, batch, labels, own)
+        if setting.average is not None:
+            setting.average.update(setting.network, done_before + step + 1)
         losses.append(loss)
         right += correct
         rates += factor * phase.head_rate
@@ -530,25 +567,52 @@ def _set_modes(setting: Setting, phase: Phase) -> None:
 def _training_batches(
     setting: Setting, rows_of: list[list[int]], epoch: int
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield (pictures [B, 3, size, size], labels [B], own) of one epoch, on the device.
+    """Yield (pictures [B, 3, size, size], labels, own) of one epoch, on the device.
 
-    The first `own` count; among several ranks one more may follow that another learns from.
+    labels: one class each, int64 [B]; of mixed pictures the share of every class, float32 [B,
+    classes]. The first `own` count; among several ranks one more may follow that another learns
+    from.
     """
 
     def produce() -> Iterator[tuple[Tensor, Tensor, int]]:
         for places in rows_of:
-            share, own = setting.ranks.share(places)
+            # any two pictures of a batch may be mixed, so each rank needs all of them for a moment
+            share, own = (places, 0) if setting.plan.mixes else setting.ranks.share(places)
             rows = [setting.order[place] for place in share]
             labels = torch.tensor(
                 [setting.targets[setting.train.labels[row]] for row in rows]
             ).to(setting.device)
-            labels[own:] = NOBODYS
             yield _prepared(setting, rows, epoch), labels, own
 
     # On a CPU the cores are busy with the network already, and preparing is a hundredth of the
     # work: unless pictures must be fetched and decoded first, which waits for S3.
     waits = setting.device.type == "cuda" or not isinstance(setting.train.pixels, Pixels)
-    return ahead(produce()) if waits else produce()
+    prepared = ahead(produce()) if waits else produce()
+    return _mixed_batches(setting, prepared, epoch) if setting.plan.mixes else prepared
+
+
+def _mixed_batches(
+    setting: Setting, prepared: Iterator[tuple[Tensor, Tensor, int]], epoch: int
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Mix whole batches alike in every rank, then give each its share.
+
+    Not in the thread that prepares them, since torchvision draws from the generator of all.
+    """
+    plan, classes = setting.plan, len(setting.targets)
+    kinds = [
+        kind(alpha=alpha, num_classes=classes)
+        for kind, alpha in ((v2.MixUp, plan.mixup), (v2.CutMix, plan.cutmix)) if alpha
+    ]
+    mix = v2.RandomChoice(kinds)
+    layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+    for number, (pictures, labels, _) in enumerate(prepared):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_mixed(plan.seed, epoch, f"mix {number}"))
+            blended, shares = mix(pictures, labels)
+        rows, own = setting.ranks.share(range(len(labels)))
+        if setting.ranks.world > 1:
+            blended, shares = blended[rows], shares[rows]
+        yield blended.contiguous(memory_format=layout), shares, own
 
 
 def _prepared(setting: Setting, rows: list[int], epoch: int) -> Tensor:
@@ -577,7 +641,9 @@ def _step(
         try:
             loss, right = _gradients(setting, batch, labels, own)
             break
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             _halve(setting, len(labels))
             if setting.micro_batch and setting.ranks.world > 1:  # the others wait for this one
                 raise SmallerParts(setting.micro_batch) from None
@@ -608,7 +674,9 @@ def _gradients(
         learner = setting.compiled
     # the sum of weights over the whole batch, so that parts add up to what the whole would give
     # (the mean over the ranks, since their gradients are averaged too)
-    total = ranks.mean(setting.weights[labels[:own]].sum())
+    weights = setting.weights
+    of_batch = weights[labels[:own]] if labels.ndim == 1 else labels[:own] @ weights
+    total = ranks.mean(of_batch.sum())
     loss = torch.zeros((), device=setting.device)
     right = torch.zeros((), dtype=torch.long, device=setting.device)
     for number, (pictures, targets) in enumerate(
@@ -618,18 +686,33 @@ def _gradients(
         with ranks.sending(setting.learner, number == parts):
             with _mixed_precision(setting), ranks.whole_batch(counted):
                 outputs = learner(pictures)
+            if counted < len(targets):
+                outputs, targets = outputs[:counted], targets[:counted]  # noqa: PLW2901
             part = functional.cross_entropy(
-                outputs.float(), targets, weight=setting.weights, reduction="sum",
-                label_smoothing=plan.label_smoothing, ignore_index=NOBODYS,
+                outputs.float(), targets, weight=weights, reduction="sum",
+                label_smoothing=plan.label_smoothing,
             ) / total
             part.backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
-        right += (outputs.detach().argmax(dim=1) == targets).sum()
+        wished = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        right += (outputs.detach().argmax(dim=1) == wished).sum()
     return ranks.mean(loss), ranks.sum(right)
 
 
 def _mixed_precision(setting: Setting) -> AbstractContextManager[object]:
     return autocast(setting.device, setting.bfloat16)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a step found no memory; on a CPU torch has no error of its own for it.
+
+    Where the system promises more memory than it has, as Linux does by default, it kills the
+    process instead, and nobody can answer that.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(words in said for words in CPU_WITHOUT_MEMORY)
 
 
 def _halve(setting: Setting, count: int) -> None:
@@ -638,7 +721,7 @@ def _halve(setting: Setting, count: int) -> None:
     least = 1 if setting.plan.batch_norm == "eval" else 3
     if smaller < least:
         raise TooLarge(f"not even {2 * smaller} images of {setting.plan.image_size} px fit into "
-                       "the memory of the GPU: use a smaller image_size or architecture")
+                       "the memory: use a smaller image_size or architecture")
     setting.micro_batch = smaller
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -656,7 +739,7 @@ def _validate(setting: Setting) -> tuple[float, float]:
     loss = torch.zeros((), dtype=torch.float64, device=setting.device)
     right = torch.zeros((), dtype=torch.long, device=setting.device)
     for rows, outputs in logits(
-        setting.network, examples.pixels, examples.images[rows_here], setting.plan, setting.device,
+        setting.kept, examples.pixels, examples.images[rows_here], setting.plan, setting.device,
         VALIDATION_BATCH, bfloat16_for_answers(setting.plan, setting.device),
         setting.channels_last,
     ):
@@ -678,11 +761,12 @@ def _identity(
         for examples in (train, validation)
     ]
     told = [plan.digest(), class_names_of(network), device.type, listed]
-    start = _tensors_digest(network.state_dict())
+    start = fingerprint(network.state_dict())
     return hashlib.sha256(f"{json.dumps(told)}{start}".encode()).hexdigest()
 
 
-def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 in hex of all names and values: equal weights, equal fingerprints."""
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(key.encode())
@@ -698,9 +782,12 @@ def _write_state(
     epochs: list[Epoch],
 ) -> None:
     """Weights, optimizer and epochs in one file, so that they are always of the same moment."""
+    kept = {"network": setting.network}
+    if setting.average is not None:
+        kept["average"] = setting.average.module
     tensors = {
-        f"network/{key}": tensor.detach().to("cpu", copy=True).contiguous()
-        for key, tensor in setting.network.state_dict().items()
+        f"{whose}/{key}": tensor.detach().to("cpu", copy=True).contiguous()
+        for whose, one in kept.items() for key, tensor in one.state_dict().items()
     }
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -708,7 +795,7 @@ def _write_state(
                 tensors[f"optimizer/{index}/{name}"] = value.to("cpu", copy=True).contiguous()
     facts = {
         "identity": identity,
-        "tensors": _tensors_digest(tensors),
+        "tensors": fingerprint(tensors),
         "machine": setting.machine,
         "epochs": [asdict(epoch) for epoch in epochs],
     }
@@ -722,7 +809,7 @@ def _read_state(path: Path, identity: str) -> State | None:
         tensors, facts = read_tensors(path.read_bytes(), str(path))
     except BadCheckpoint:
         tensors, facts = {}, {}
-    if facts.get("identity") == identity and facts.get("tensors") == _tensors_digest(tensors):
+    if facts.get("identity") == identity and facts.get("tensors") == fingerprint(tensors):
         return State(tensors, facts)
     # what it held can be trained again, so neither is a reason to stop
     aside = path.with_suffix(".aside")
@@ -733,11 +820,15 @@ def _read_state(path: Path, identity: str) -> State | None:
     return None
 
 
-def _restore_network(network: nn.Module, state: State) -> None:
-    network.load_state_dict({
-        key.removeprefix("network/"): tensor
-        for key, tensor in state.tensors.items() if key.startswith("network/")
-    })
+def _restore_weights(setting: Setting, state: State) -> None:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.tensors.items():
+        whose, _, key = name.partition("/")
+        found.setdefault(whose, {})[key] = tensor
+    setting.network.load_state_dict(found["network"])
+    if "average" in found and setting.plan.ema_decay is not None:
+        setting.average = _averaged(setting.network, setting.plan.ema_decay)
+        setting.average.module.load_state_dict(found["average"])
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:

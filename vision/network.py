@@ -29,6 +29,7 @@ from vision.plan import BadPlan, Plan
 logger = logging.getLogger(__name__)
 
 Colour = tuple[float, float, float]
+Tensors = dict[str, Tensor]
 
 # safetensors keeps its metadata in an unordered map: one entry, or equal networks get unequal bytes
 METADATA_KEY = "regraft"
@@ -63,8 +64,15 @@ def build(plan: Plan, class_names: Sequence[str]) -> nn.Module:
     """Create the plan's network with a fresh head, started from `plan.weights` if it names some.
 
     The random start is a function of `plan.seed`. Raises `BadPlan` for an architecture or an
-    argument that timm does not know, `BadCheckpoint` for weights that do not fit.
+    argument that timm does not know and for what needs a parent, `BadCheckpoint` for weights that
+    do not fit.
     """
+    if plan.recipe == "inherit":
+        raise BadPlan("recipe='inherit': there is no parent whose head could be kept; train a "
+                      "first version with recipe='all', 'two-phase' or 'scratch'")
+    if plan.shrinks:
+        raise BadPlan(f"shrink={plan.shrink:g}, perturb={plan.perturb:g}: there is no parent whose "
+                      "weights could be changed; leave both out of the first version's plan")
     network = _create(plan, class_names, pretrained=plan.weights == "hub")
     if plan.weights is not None and plan.weights != "hub":
         path = Path(plan.weights)
@@ -80,9 +88,12 @@ def build(plan: Plan, class_names: Sequence[str]) -> nn.Module:
 def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Module:
     """Create the plan's network with the parent's backbone and a fresh head.
 
-    The head is always fresh, also where the number of classes happens to be the same. Where the
-    plan gives no mean and std, the parent's apply. Raises `BadPlan` if the plan describes another
-    network than the parent's, `BadCheckpoint` if more or less than the head's own tensors is new.
+    The head is fresh also where the number of classes happens to be the same, but for recipe
+    `inherit`: there the parent's rows are kept for classes of the same name. Weights that come
+    from the parent are shrunk and perturbed if the plan says so, running statistics are not. Where
+    the plan gives no mean and std, the parent's apply. Raises `BadPlan` if the plan describes
+    another network than the parent's or keeps rows of which there are none, `BadCheckpoint` if
+    more or less than the head's own tensors is new.
     """
     if plan.recipe == "scratch":
         raise BadPlan("recipe='scratch': it starts at random; leave the parent out")
@@ -93,11 +104,21 @@ def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Mod
         raise BadPlan(f"arguments={plan.arguments!r}: the parent was built with "
                       f"{parent.plan.arguments!r}; use those, or recipe='scratch'")
     network = _create(plan, class_names, pretrained=False)
-    _load_backbone(network, parent.network.state_dict(), "the parent")
+    theirs: Tensors = parent.network.state_dict()
+    if plan.recipe == "inherit":
+        _inherit_rows(network, theirs, parent.class_names, plan)
+    if plan.shrinks:
+        theirs = _shrunk_backbone(theirs, network, plan)
+    _load_backbone(network, theirs, "the parent")
     if plan.mean is None:
         before = _remembered(parent.network)
         _remember(network, replace(_remembered(network), mean=before.mean, std=before.std))
     return network
+
+
+def inherited(plan: Plan, before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Return the classes whose rows of the head a child keeps, in the order of its outputs."""
+    return [name for name in now if name in set(before)] if plan.recipe == "inherit" else []
 
 
 def graft(
@@ -115,6 +136,20 @@ def graft(
         module.p = dropout
     _remember(network, replace(_remembered(network), class_names=names))
     return network
+
+
+def distances(network: nn.Module) -> dict[nn.Parameter, int]:
+    """How many blocks follow each parameter of the backbone: 0 in the last, most in the stem."""
+    found = blocks(network)
+    of_head = set(head(network).parameters())
+    behind = {
+        parameter: len(found) - 1 - index
+        for index, block in enumerate(found) for parameter in block
+    }
+    return {
+        parameter: behind.get(parameter, len(found))
+        for parameter in network.parameters() if parameter not in of_head
+    }
 
 
 def head(network: nn.Module) -> nn.Module:
@@ -385,6 +420,42 @@ def _timm_create(
     if not isinstance(network, nn.Module):
         raise BadPlan(f"architecture={plan.architecture!r}: timm made no network of it")
     return network
+
+
+def _shrunk(theirs: Tensor, fresh: Tensor, plan: Plan) -> Tensor:
+    """The parent's weights pulled towards a fresh start (Ash & Adams 2020), the head's too."""
+    return theirs.to(fresh) * plan.shrink + fresh.detach() * plan.perturb
+
+
+def _shrunk_backbone(theirs: Mapping[str, Tensor], network: nn.Module, plan: Plan) -> Tensors:
+    """The parent's tensors, its backbone's weights shrunk; other shapes are refused at loading."""
+    of_head = head_keys(network)
+    learned = {key: one for key, one in network.named_parameters() if key not in of_head}
+    return {
+        key: _shrunk(tensor, learned[key], plan)
+        if key in learned and learned[key].shape == tensor.shape else tensor
+        for key, tensor in theirs.items()
+    }
+
+
+def _inherit_rows(
+    network: nn.Module, theirs: Mapping[str, Tensor], before: Sequence[str], plan: Plan
+) -> None:
+    """Put the parent's rows of the head where this network has the classes of the same names."""
+    now = class_names_of(network)
+    kept = inherited(plan, before, now)
+    if not kept:
+        raise BadPlan(f"recipe='inherit': the parent knows none of these {len(now)} classes; use "
+                      "recipe='all'")
+    mine = torch.tensor([now.index(name) for name in kept])
+    old = torch.tensor([list(before).index(name) for name in kept])
+    own = network.state_dict()
+    for key in sorted(head_keys(network)):
+        rows, parents = own[key], theirs.get(key)
+        if parents is None or len(parents) != len(before) or parents.shape[1:] != rows.shape[1:]:
+            raise BadCheckpoint(f"the parent has no row for each of its classes in {key}: use "
+                                "recipe='all'")
+        rows[mine] = _shrunk(parents[old], rows[mine], plan)
 
 
 def _load_backbone(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -333,6 +333,10 @@ class Plan:
                 values[name] = list(values[name])
         return values
 
+    def told(self) -> list[tuple[str, str, str]]:
+        """Each field with its value as JSON and its meaning; inner fields have dotted names."""
+        return list(_told(Plan, self.to_dict()))
+
     def digest(self) -> str:
         """Sha256 in hex of the canonical JSON: equal plans, equal digests."""
         plain = Plan().to_dict()
@@ -342,6 +346,19 @@ class Plan:
         }
         text = json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _told(
+    cls: type[Plan] | type[Augmentation], values: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    for one in fields(cls):
+        value, meaning = values[one.name], one.metadata.get("description", "")
+        if one.default_factory is Augmentation:
+            yield one.name, "", meaning
+            for name, inner, its in _told(Augmentation, value):
+                yield f"{one.name}.{name}", inner, its
+        else:
+            yield one.name, json.dumps(value), meaning
 
 
 def _refuse(owner: object, name: str, mend: str) -> NoReturn:
