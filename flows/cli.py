@@ -324,7 +324,9 @@ def show_plan(plan_file: PlanFile = None, fields: Set = None, as_json: Json = Fa
     if as_json:
         _print_json(plan.to_dict())
         return
-    _table(["field", "value", "meaning"], plan.told())
+    from rich.markup import escape
+
+    _table(["field", "value", "meaning"], (map(escape, row) for row in plan.told()))
     _say(f"digest {plan.digest()}")
 
 

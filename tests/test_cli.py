@@ -115,7 +115,7 @@ def test_doctor_names_what_is_wrong(
         (("intake", "accept", "9", "--why", "x"), "batch 9 is not a refused batch"),
         (("nightly", "--set", "epochs=-1"), "epochs=-1"),
         (("nightly", "--set", "epoch=3"), "epochs"),
-        (("plan", "--set", "shrink=0.5", "--set", "recipe=scratch"), "shrink=0.5: recipe='scratch'"),
+        (("plan", "--set", "shrink=0.5", "--set", "recipe=scratch"), "shrink=0.5: recipe="),
         (("nightly", "--set", "epochs"), "write FIELD=VALUE"),
         (("load", "/nowhere"), "/nowhere is not a folder"),
     ],

@@ -81,8 +81,8 @@ def assert_alike(one: list[Epoch], other: list[Epoch], **tolerance: float) -> No
         (2, {"batch_norm": "train"}),
         (3, {"batch_norm": "train", "class_weights": "none", "optimizer": "adamw",
              "learning_rate": 1e-3}),
-        (2, {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "ema_decay": 0.8,
-             "layer_decay": 0.7}),
+        # 10, 10 and 9: batch norm blows up what little tells two pictures from their mixtures
+        (2, {"mixup": 0.4, "cutmix": 1.0, "batch_size": 10, "ema_decay": 0.8, "layer_decay": 0.7}),
         (2, {"recipe": "two-phase", "head_epochs": 1, "unfreeze": 2, "warmup_epochs": 0.0}),
     ],
 )  # fmt: skip

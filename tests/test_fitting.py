@@ -370,7 +370,7 @@ def test_earlier_blocks_learn_more_slowly(tmp_path: Path) -> None:
 def test_pictures_are_mixed_only_as_the_plan_says(
     changes: dict[str, float], blended: bool, pasted: bool, tmp_path: Path
 ) -> None:
-    """Mixup blends whole pictures, cutmix pastes a box of one into another, neither does nothing."""
+    """Mixup blends whole pictures, cutmix pastes a box of one into another, 0 leaves them."""
     plain = Augmentation(flip=False, scale=1, rotation=0, brightness=0, contrast=0, saturation=0)
     plan = replace(PLAN, epochs=1, warmup_epochs=0, augmentation=plain, mean=(0.0,) * 3,
                    std=(1.0,) * 3, **changes)  # type: ignore[arg-type]
@@ -435,7 +435,7 @@ def test_no_memory_at_all_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
     """What else a step raises is raised, and no batch is split for it."""
-    broken = Narrow(build(PLAN, NAMES), 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    broken = Narrow(build(PLAN, NAMES), 3, RuntimeError("mat1 and mat2 shapes do not fit"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fit(broken, PLAN, TRAIN, VALIDATION, tmp_path, "cpu")
 
@@ -445,7 +445,7 @@ def test_pixels_that_could_hold_nan_are_refused(tmp_path: Path) -> None:
     pictures = Pictures(25, SIDE, 1)
     spoilt = {image: one.astype(np.float32) * np.nan for image, one in pictures.stored.items()}
     pictures.stored = spoilt  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="images are torch.float32.*: use uint8"):
+    with pytest.raises(ValueError, match=r"images are torch\.float32 .*: use uint8"):
         fit(build(PLAN, NAMES), PLAN, pictures.examples(), VALIDATION, tmp_path, "cpu")
 
 
@@ -613,9 +613,10 @@ def test_a_resolved_plan_leaves_nothing_open(tmp_path: Path) -> None:
                    unfreeze=2)
     fitted = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / "asked", "cpu")
     found = resolved(plan, fitted.network, fitted.machine)
+    mean, std = normalisation(fitted.network, plan)
     assert found == replace(
-        plan, mean=normalisation(fitted.network, plan)[0], std=normalisation(fitted.network, plan)[1],
-        backbone_learning_rate=plan.learning_rate / 10, precision="float32", channels_last=False,
+        plan, mean=mean, std=std, backbone_learning_rate=plan.learning_rate / 10,
+        precision="float32", channels_last=False,
     )
     again = fit(build(found, NAMES), found, TRAIN, VALIDATION, tmp_path / "again", "cpu")
     assert fingerprint(again.network.state_dict()) == fingerprint(fitted.network.state_dict())

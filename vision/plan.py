@@ -112,15 +112,15 @@ class Plan:
         "further keyword arguments of timm's create_model, such as pad_type"))
     weights: str | None = field(default=None, metadata=_means(
         "what a network without a parent starts from: a safetensors file, s3://KEY, or hub "
-        "(timm's own); none: at random"))
+        "(timm's own); null: at random"))
     image_size: int = field(default=160, metadata=_means(
         "side in pixels of the square that the network sees"))
     crop: float = field(default=0.875, metadata=_means(
         "share of the stored square's side that the network sees, 0.1 to 1"))
     mean: tuple[float, float, float] | None = field(default=None, metadata=_means(
-        "taken off each colour, for pixels in 0 to 1; none: the parent's, else the network's own"))
+        "taken off each colour, for pixels in 0 to 1; null: the parent's, else the network's own"))
     std: tuple[float, float, float] | None = field(default=None, metadata=_means(
-        "each colour is divided by it, for pixels in 0 to 1; none: as for mean"))
+        "each colour is divided by it, for pixels in 0 to 1; null: as for mean"))
     interpolation: Interpolation = field(default="bilinear", metadata=_means(
         "how pictures are resized: bilinear or bicubic"))
     recipe: Recipe = field(default="all", metadata=_means(
@@ -138,7 +138,7 @@ class Plan:
     learning_rate: float = field(default=1e-3, metadata=_means(
         "peak rate per step of the head, reached behind the warm-up; a cosine leads to 0"))
     backbone_learning_rate: float | None = field(default=None, metadata=_means(
-        "peak rate per step of the backbone's last block; none: learning_rate, and a tenth of it "
+        "peak rate per step of the backbone's last block; null: learning_rate, and a tenth of it "
         "in the second phase of two-phase, where the head has this rate too"))
     layer_decay: float = field(default=1.0, metadata=_means(
         "each block's rate as a share of the next block's, 0.01 to 1; the stem's is the lowest; "
@@ -155,8 +155,9 @@ class Plan:
         "share of each label that is spread over all classes, 0 to 0.9"))
     class_weights: Literal["none", "balanced", "effective-number"] = field(
         default="balanced", metadata=_means(
-        "what an image counts in the loss. balanced: one by its class's images. effective-number: "
-        "(1 - beta) / (1 - beta^images), which is gentler (Cui et al. 2019). none: all alike"))
+        "what an image counts in the loss. balanced: every class as much as any other in sum. "
+        "effective-number: (1 - beta) / (1 - beta^images of its class), which is gentler (Cui et "
+        "al. 2019). none: every image alike"))
     effective_beta: float = field(default=0.999, metadata=_means(
         "effective-number: its beta, 0 (like none) to below 1 (like balanced)"))
     mixup: float = field(default=0.0, metadata=_means(
@@ -169,12 +170,12 @@ class Plan:
         "train: layers that learn normalise by the batch and move their running statistics. "
         "eval: running statistics are used and stay"))
     gradient_clip: float | None = field(default=1.0, metadata=_means(
-        "largest norm of all gradients of a step together; none: unlimited"))
+        "largest norm of all gradients of a step together; null: unlimited"))
     ema_decay: float | None = field(default=None, metadata=_means(
         "share of the running average of all weights that each step keeps, 0 to below 1; it warms "
         "up as 1 - (1 + step)^(-2/3) and begins with the last phase. Where it is kept, the average "
         "is what is validated, judged, saved and inherited; the learning weights are thrown away. "
-        "none: no average, and the weights behind the last step are all that"))
+        "null: no average, and the weights behind the last step are all that"))
     shrink: float = field(default=1.0, metadata=_means(
         "what the parent's weights are multiplied with at the start, 0.01 to 1 (Ash & Adams 2020); "
         "1: off"))
@@ -184,13 +185,13 @@ class Plan:
     precision: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=_means(
         "numbers in which steps are computed; weights stay float32; auto: the fastest here"))
     channels_last: bool | None = field(default=None, metadata=_means(
-        "whether the colours of a pixel lie side by side; none: the fastest here"))
+        "whether the colours of a pixel lie side by side; null: the fastest here"))
     augmentation: Augmentation = field(default_factory=Augmentation, metadata=_means(
         "how far training pictures are bent"))
     cutoff: int = field(default=40, metadata=_means(
         "fewest usable images, of all splits, with which a class is trained"))
     most: int | None = field(default=1000, metadata=_means(
-        "most images that are used of a class, the newest; none: all"))
+        "most images that are used of a class, the newest; null: all"))
     seed: int = field(default=0, metadata=_means(
         "of all that is random: start, order, dropout, augmentation; 0 to 2^32 - 1"))
 
