@@ -125,7 +125,10 @@ def test_every_field_says_what_it_means() -> None:
 
 def test_a_plan_of_before_is_the_same_plan() -> None:
     """Stored without the fields that came later, a plan is read, and has the digest it had."""
-    stored = {name: value for name, value in Plan().to_dict().items() if name not in LATER}
+    stored = Plan().to_dict()
+    for name in LATER:
+        group, _, inner = name.rpartition(".")
+        del (stored[group] if group else stored)[inner]
     old = Plan.from_dict(stored)
     assert old == Plan()
     # what the first version of this program stored with it

@@ -18,8 +18,9 @@ PIXELS = 2
 Interpolation = Literal["bilinear", "bicubic"]
 Recipe = Literal["all", "two-phase", "inherit", "scratch"]
 
-# Fields that plans of before did not have. At their default they have no part in the digest, so
-# that such a plan keeps the one it was stored with; hence these defaults must never change.
+# Fields that plans of before did not have, inner ones as augmentation.NAME. At their default they
+# have no part in the digest, so that such a plan keeps the one it was stored with; hence these
+# defaults must never change.
 LATER = ("effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix")
 
 # timm keyword arguments that have a field of their own or that the class list decides.
@@ -340,11 +341,14 @@ class Plan:
 
     def digest(self) -> str:
         """Sha256 in hex of the canonical JSON: equal plans, equal digests."""
-        plain = Plan().to_dict()
-        told = {
-            name: value for name, value in self.to_dict().items()
-            if name not in LATER or value != plain[name]
-        }
+        told, plain = self.to_dict(), Plan().to_dict()
+        for name in LATER:
+            *groups, last = name.split(".")
+            inner, usual = told, plain
+            for group in groups:
+                inner, usual = inner[group], usual[group]
+            if inner[last] == usual[last]:
+                del inner[last]
         text = json.dumps(told, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
