@@ -427,6 +427,35 @@ def test_out_of_memory_splits_the_batch_and_not_the_plan(
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_a_cpu_without_memory_splits_the_batch_too(tmp_path: Path) -> None:
+    """Where torch's own allocator is refused the memory of a whole batch, training ends well."""
+    code = (
+        "import resource, sys, torch, test_fitting as its\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "torch.set_num_threads(1)\n"
+        "plan = replace(its.PLAN, image_size=128, batch_norm='eval', epochs=1, warmup_epochs=0.0)\n"
+        "def fitted(count, name):\n"
+        "    examples = [its.Pictures(one, plan.geometry.side, seed).examples()\n"
+        "                for one, seed in ((count, 1), (6, 2))]\n"
+        "    asked = replace(plan, batch_size=count)\n"
+        "    return its.fit(its.build(asked, its.NAMES), asked, *examples,\n"
+        "                   Path(sys.argv[1]) / name, 'cpu')\n"
+        "fitted(4, 'small')\n"
+        "held = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (held + 120 * 2**20,) * 2)\n"
+        "print(fitted(64, 'large').machine['micro_batch'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 64
+    assert "the batch size stays 64" in done.stderr
+
+
 def test_no_memory_at_all_is_said_in_one_line(tmp_path: Path) -> None:
     """Where not even a few pictures fit, the mend is named instead of an endless halving."""
     with pytest.raises(TooLarge, match="image_size"):

@@ -63,9 +63,13 @@ RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
 # steps between two looks at the loss on a GPU, because each look waits for it
 LOOK_EVERY = 50
-# of torch's allocator on Linux and macOS, and on Windows
-CPU_WITHOUT_MEMORY = ("DefaultCPUAllocator: can't allocate memory",
-                      "DefaultCPUAllocator: not enough memory")
+# of torch's allocator on Linux and macOS, of the same on Windows, and of oneDNN, which gives no
+# reason: where it has another one, the smallest part fails as well, and its words are told
+CPU_WITHOUT_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
+    "could not create a primitive", "could not execute a primitive",
+    "could not create a memory object",
+)
 PhaseName = Literal["all", "head", "blocks"]
 
 
@@ -280,6 +284,14 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(parameter, value)
+
+
+def _release_freed_memory() -> None:
+    """Hand back what `keep_freed_memory` kept: not all that is needed next comes out of it."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # another C library
+        return
 
 
 def resolved(plan: Plan, network: nn.Module, machine: Mapping[str, Any]) -> Plan:
@@ -644,9 +656,11 @@ def _step(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            _halve(setting, len(labels))
-            if setting.micro_batch and setting.ranks.world > 1:  # the others wait for this one
-                raise SmallerParts(setting.micro_batch) from None
+            reason = str(error).partition("\n")[0]
+        # here, where the error no longer holds on to what it was raised among
+        _halve(setting, len(labels), reason)
+        if setting.micro_batch and setting.ranks.world > 1:  # the others wait for this one
+            raise SmallerParts(setting.micro_batch)
     if setting.plan.gradient_clip is not None:
         learning = [one for group in optimizer.param_groups for one in group["params"]]
         _clip(learning, setting.plan.gradient_clip)
@@ -715,16 +729,18 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in CPU_WITHOUT_MEMORY)
 
 
-def _halve(setting: Setting, count: int) -> None:
+def _halve(setting: Setting, count: int, reason: str) -> None:
     smaller = min(setting.micro_batch or count, count) // 2
     # one picture has no batch statistics, and three in parts of two would leave one
     least = 1 if setting.plan.batch_norm == "eval" else 3
     if smaller < least:
         raise TooLarge(f"not even {2 * smaller} images of {setting.plan.image_size} px fit into "
-                       "the memory: use a smaller image_size or architecture")
+                       f"the memory ({reason}): use a smaller image_size or architecture")
     setting.micro_batch = smaller
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        _release_freed_memory()
     logger.warning("out of memory: gradients of %d images at a time are added up; the batch size "
                    "stays %d", smaller, setting.plan.batch_size)
 
