@@ -118,7 +118,8 @@ def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Mod
 
 def inherited(plan: Plan, before: Sequence[str], now: Sequence[str]) -> list[str]:
     """Return the classes whose rows of the head a child keeps, in the order of its outputs."""
-    return [name for name in now if name in set(before)] if plan.recipe == "inherit" else []
+    known = set(before) if plan.recipe == "inherit" else set()
+    return [name for name in now if name in known]
 
 
 def graft(
