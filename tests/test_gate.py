@@ -15,6 +15,8 @@ from vision.gate import (
     Check,
     Evidence,
     Limits,
+    Repeated,
+    SinceAnchor,
     Verdict,
     _family_chances,
     flips,
@@ -69,6 +71,7 @@ def evidence(version: str, benchmark: Answers, **changes: object) -> Evidence:
         validation_accuracy=0.92,
         latency_seconds=0.02,
         latency_machine="here",
+        repeated=Repeated(64, 0.0),
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -174,7 +177,7 @@ def test_ten_nights_each_a_little_worse_are_stopped() -> None:
     """Nights of 0.4 points each pass alone; the sixth would make 2.4 points since the anchor."""
     summed, nights = 0.0, 0
     for _ in range(10):
-        verdict = judge(*versions(*planted(1000, 24, 20)), LIMITS, anchor_drop_sum=summed)
+        verdict = judge(*versions(*planted(1000, 24, 20)), LIMITS, SinceAnchor(summed, summed))
         if not verdict.passed:
             break
         check = verdict.check("margin")
@@ -187,11 +190,17 @@ def test_ten_nights_each_a_little_worse_are_stopped() -> None:
 
 
 def test_an_unknown_sum_since_the_anchor_fails() -> None:
-    """A sum that is absent or NaN stops the candidate."""
+    """A sum that is absent or NaN stops the candidate, and nobody may override it."""
     now, before = planted(1000, 0, 0)
     for unknown in (None, math.nan, math.inf):
-        verdict = judge(*versions(now, before), LIMITS, anchor_drop_sum=unknown)
-        assert failed(verdict) == {"slide"}
+        for since, name in (
+            (SinceAnchor(drop=unknown), "slide"),
+            (SinceAnchor(whole_drop=unknown), "crowding"),
+            (SinceAnchor(doublings=unknown), "crowding"),
+        ):
+            verdict = judge(*versions(now, before), LIMITS, since)
+            assert failed(verdict) == {name}
+            assert not verdict.approved({name}).passed
 
 
 # classes
@@ -497,7 +506,7 @@ def test_no_random_evidence_passes_with_a_failed_check() -> None:
                 one = replace(one, **{name: spoilt[name]})  # type: ignore[arg-type]
             sides.append(one)
         champion = sides[1] if random.random() < 0.8 else None
-        verdict = judge(sides[0], champion, LIMITS, float(random.normal(0, 0.02)))
+        verdict = judge(sides[0], champion, LIMITS, SinceAnchor(float(random.normal(0, 0.02))))
         assert verdict.checks
         assert verdict.passed == (not verdict.failed)
         for check in verdict.checks:
