@@ -1061,8 +1061,8 @@ def power(
     draws = max(100, min(draws, 200_000 // len(images)))
 
     def refused(drop: float) -> float:
-        return _refused(images, limits, accuracy=accuracy, discordance=discordance, drop=drop,
-                        draws=draws, seed=seed)
+        return refused_share(images, limits, accuracy=accuracy, discordance=discordance,
+                             drop=drop, draws=draws, seed=seed)
 
     equal, noticed = refused(0.0), _noticed(refused, accuracy)
     # at least one, or a tiny class would count as one with nothing to lose
@@ -1092,11 +1092,14 @@ def _class_sizes(answers_or_counts: Answers | Sequence[int]) -> Counts:
     return np.bincount(true)
 
 
-def _refused(
+def refused_share(
     images: Counts, limits: Limits, *,
-    accuracy: float, discordance: float, drop: float, draws: int, seed: int,
+    accuracy: float, discordance: float, drop: float, draws: int, seed: int = 0,
 ) -> float:
-    """Share of draws refused when the candidate is truly worse by `drop` in every class."""
+    """Share of draws refused when the candidate is truly worse by `drop` in every class.
+
+    images: of each class [C]; accuracy, discordance, drop: shares, as `power` explains them.
+    """
     random = np.random.default_rng(seed)
     true_drop = random.normal(drop, 2**0.5 * limits.seed_noise, (draws, 1))
     # more than the versions can differ, or the champion has, cannot be lost
