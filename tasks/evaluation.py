@@ -100,16 +100,6 @@ def _evaluate_library(
     return len(labels)
 
 
-def evaluate_benchmark(
-    version_id: int, loaded: Loaded, benchmark_version: int, run_id: int | None = None
-) -> int:
-    """Answer every image of a benchmark version and keep the answers; answers how many."""
-    with database.connect().transaction() as session:
-        images = len(benchmark.members(session, benchmark_version))
-    answering = start(loaded, choose_engine(loaded, images))
-    return _evaluate_benchmark(version_id, answering, benchmark_version, run_id, store)
-
-
 def evaluate_together(version_ids: list[int], benchmark_version: int) -> None:
     """Have versions answer a benchmark version in one process and one engine, and time them.
 
