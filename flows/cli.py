@@ -440,7 +440,7 @@ def _prefect() -> None:
 @app.command()
 def approve(version: Annotated[int, typer.Argument(help="The refused version's number.")],
             why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
-    """Let a refused version serve: judge it again, despite the failures that `show` shows.
+    """Let a refused version serve: judged again, despite the failures that `show` shows.
 
     What nobody may override (figures that cannot be compared, a class that died) and what failed
     only now refuses it: exit code 3.

@@ -174,17 +174,6 @@ def verdict(session: Session, version_id: int) -> VerdictRow | None:
     return VerdictRow(*row) if row else None
 
 
-def stands(session: Session, given: VerdictRow) -> bool:
-    """Whether champion and benchmark are still those that a verdict compared."""
-    return (given.champion_id, given.benchmark_version) == tuple(
-        session.execute(
-            text(
-                "SELECT (SELECT version_id FROM champion), (SELECT max(version) FROM benchmarks)"
-            )
-        ).one()
-    )
-
-
 def discordance(session: Session) -> float | None:
     """The share of answers that turned, right to wrong or back, in the median of ten verdicts."""
     return session.scalar(

@@ -183,8 +183,8 @@ def deploy(run_id: int, version_id: int, by: str, why: str) -> None:
 def approve(version_id: int, by: str, why: str) -> Decision:
     """Let a judged version serve despite the failures that its newest verdict shows.
 
-    It is judged again, on answers made anew where champion or benchmark have changed since. What
-    nobody may override, and what failed only now, refuses it: then look, and approve again.
+    It and the champion of now answer the benchmark of now, in one process, and it is judged again.
+    What nobody may override, and what failed only now, refuses it: then look, and approve again.
     Raises `NotDeployable` for a version that was never judged or can never serve, and `Busy`.
     """
     _say_who(by, why)
@@ -198,12 +198,9 @@ def approve(version_id: int, by: str, why: str) -> Decision:
                 + ("" if version.purpose == "nightly" else f": `regraft adopt {version_id}`")
             )
         checks = deployments.checks(session, last.id)
-        stands = deployments.stands(session, last)
     seen = frozenset(one.name for one in checks if one.verdict in ("failed", "overridden"))
-    if not stands:
-        with run_lock(database.connect()):
-            _answer_anew(version_id)
-    return _decide("approval", version_id, Limits(**last.limits), by, why, seen)
+    with run_lock(database.connect()):
+        return _decide("approval", version_id, Limits(**last.limits), by, why, seen)
 
 
 def adopt(version_id: int, limits: Limits, by: str, why: str) -> Decision:
@@ -220,7 +217,6 @@ def adopt(version_id: int, limits: Limits, by: str, why: str) -> Decision:
             f"nights judge it; `regraft approve {version_id}` lets it serve despite a refusal",
         )  # fmt: skip
     with run_lock(database.connect()):
-        _answer_anew(version_id)
         return _decide("adoption", version_id, limits, by, why, frozenset())
 
 
@@ -251,21 +247,17 @@ def _say_who(by: str, why: str) -> None:
         raise NotDeployable("say who decides and why: --by NAME --why TEXT")
 
 
-def _answer_anew(version_id: int) -> None:
-    """Have version and champion answer the newest benchmark, in one process and one engine."""
-    with database.connect().transaction() as session:
-        champion = deployments.champion(session)
-        frozen = benchmark.current(session)
-    both = [version_id]
-    if champion and champion.version_id != version_id:
-        both.append(champion.version_id)
-    evaluate_together(both, frozen.version)
-
-
 def _decide(
     kind: str, version_id: int, limits: Limits, by: str, why: str, seen: frozenset[str]
 ) -> Decision:
-    """Judge, and deploy what passed, in one transaction; a refusal is kept as well."""
+    """Answer anew, judge, and deploy what passed, in one transaction; a refusal is kept as well."""
+    with database.connect().transaction() as session:
+        champion = deployments.champion(session)
+        if champion and champion.version_id == version_id:
+            raise NotDeployable(f"version {version_id} serves already: there is nothing to judge")
+        frozen = benchmark.current(session)
+    both = [version_id, *([champion.version_id] if champion else [])]
+    evaluate_together(both, frozen.version)
     repeated = repeat(version_id)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
