@@ -5,10 +5,10 @@
 
 Real pairs: eight networks that differ in their seed alone, trained from a random start on
 scikit-learn's handwritten digits, give 28 pairs that are equal by construction; each is judged both
-ways on the 1,000 digits that no training saw. With --data also heads on frozen ImageNet features of
-Caltech-101, each trained on other images, and class lists that grow. Planted cases are stored
-answers of such a network with damage of a known size. The curve is simulated, with the
-discordance and seed noise that the real pairs had.
+ways on the 1,000 digits that no training saw. Once with many images, where they hardly err, and once
+with few. With --data also heads on frozen ImageNet features of Caltech-101, each trained on other
+images, and class lists that grow. Planted cases are stored answers of such a network with damage of
+a known size. The curve is simulated with the discordance of the real pairs that differ most.
 
 Writes docs/gate.md between its marks, and docs/gate.png.
 """
@@ -38,6 +38,7 @@ SEEDS = 8
 BENCHMARK = 1000
 VALIDATION = 100
 EPOCHS = 15
+TRAINED_ON = (697, 120)  # digits
 DRAWS = 4000
 NIGHTS, NIGHTLY_LOSS = 10, 0.004
 SIZES = (300, 1000, 3000, 10_000)
@@ -93,8 +94,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="holds caltech101_max40 and weights")
     given = parser.parse_args()
     started = time.perf_counter()
-    versions = digits()
-    sets = [pairs("digits, random start, 8 seeds", versions)]
+    several = {images: digits(images) for images in TRAINED_ON}
+    sets = [
+        pairs(f"digits, random start, {images} training images, {SEEDS} seeds", versions)
+        for images, versions in several.items()
+    ]
+    versions = several[min(several)]
     growth: list[Grown] = []
     if given.data:
         features, labels = caltech_features(given.data)
@@ -104,7 +109,7 @@ def main() -> None:
         growth.append(grown(features, labels, 60, 101))
         growth.append(grown(features, labels, 100, 101))
     planted = cases(versions)
-    discordance = float(np.mean([one.discordance for one in sets]))
+    discordance = max(one.discordance for one in sets)
     curve = {size: operating(size, discordance) for size in SIZES}
     slide = lineages(discordance)
     draw(PICTURE, sets, growth, curve, slide, discordance)
@@ -114,7 +119,7 @@ def main() -> None:
 # --- real versions --------------------------------------------------------------------------
 
 
-def digits() -> list[Trained]:
+def digits(images: int) -> list[Trained]:
     """Train eight seeds of one plan on real handwriting; they differ in nothing else."""
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -134,6 +139,7 @@ def digits() -> list[Trained]:
     order = np.random.default_rng(0).permutation(len(pixels))
     parts = np.split(order, [BENCHMARK, BENCHMARK + VALIDATION])
     held, validation, train = ([names[row] for row in part] for part in parts)
+    train = train[:images]
     label = dict(zip(names, labels, strict=True))
     found = []
     for seed in range(SEEDS):
@@ -600,7 +606,7 @@ def write(
         "",
         "### Planted cases",
         "",
-        "On the stored answers of the first digits network, 1,000 images.",
+        "On the stored answers of the first network that was trained on few digits, 1,000 images.",
         "",
         "| planted | outcome | as wished | first sentence |",
         "|---|---|---|---|",
@@ -612,7 +618,8 @@ def write(
         "![operating curve, slide, growth](gate.png)",
         "",
         f"Simulated: ten classes, champion at 90%, {discordance:.1%} of answers turning (the mean "
-        f"of the real pairs), seed noise {100 * LIMITS.seed_noise:g} points, {DRAWS:,} draws a "
+        f"of the (as of "
+        f"the real pairs that differ most), seed noise {100 * LIMITS.seed_noise:g} points, {DRAWS:,} draws a "
         "point. Share promoted:",
         "",
         "| benchmark images | 1 point better | equal | 1 point worse | 2 points | 3 points |",

@@ -20,7 +20,7 @@ from tasks import checkpoints
 from tasks.evaluation import answer, choose_engine, runtime
 from tasks.progress import progress
 from vision.answers import Answers
-from vision.gate import Limits, power
+from vision.gate import USUAL_DISCORDANCE, Limits, power
 from vision.images import examine
 from vision.runtime import Engine
 from vision.scores import score
@@ -79,7 +79,9 @@ def withdraw(words: list[str], by: str, why: str) -> BenchmarkRow:
     with database.connect().transaction() as session:
         gone = {one.sha256 for one in benchmark.find(session, words)}
         whole = benchmark.members(session, benchmark.current(session).version)
-    scored = _scored([one for one in whole if one.sha256 not in gone])
+    if len(gone) == len(whole):
+        raise BadBenchmark("a benchmark needs images: none would be left")
+    scored = _champion_answers([one for one in whole if one.sha256 not in gone])
     with database.connect().transaction() as session:
         images = benchmark.find(session, words)
         kept = [
@@ -98,7 +100,7 @@ def _add(by: str, why: str) -> Frozenness:
         known = _members(session)
     # A leak that is refused below is answered for nothing; the lock is not held that long.
     new = {one.sha256 for one in known}
-    scored = _scored(known + [as_member(one) for one in fresh if one.sha256 not in new])
+    scored = _champion_answers(known + [as_member(one) for one in fresh if one.sha256 not in new])
     with database.connect().transaction() as session:
         leaks = benchmark.leaks(session, fresh)
         added = [one for one in fresh if one.sha256 not in leaks]
@@ -148,7 +150,7 @@ def _read() -> tuple[list[Frozen], list[str], int]:
     return fresh, refused + doubled, len(listed)
 
 
-def _scored(whole: list[Member]) -> _Scored | None:
+def _champion_answers(whole: list[Member]) -> _Scored | None:
     """The champion's answers for the images of a version to come; None while nothing serves."""
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
@@ -218,14 +220,18 @@ def _power(session: Session, whole: list[Member], scored: _Scored | None) -> dic
     before saw an answer turn; as assumed by `power` while there is no champion, no verdict.
     """
     counts = Counter(one.class_name for one in whole)
-    known: dict[str, float] = {}
-    if scored:
-        answers = scored.answers.only(one.sha256 for one in whole)
-        names = set(answers.class_names)
-        right = answers.correct[[label in names for label in answers.labels]]
-        if len(right):
-            known["accuracy"] = float(right.mean())
     turned = deployments.discordance(session)
-    if turned is not None:
-        known["discordance"] = turned
-    return asdict(power([counts[name] for name in sorted(counts)], Limits(), **known))
+    found = power(
+        [counts[name] for name in sorted(counts)],
+        Limits(),
+        accuracy=_accuracy(scored.answers.only(one.sha256 for one in whole)) if scored else None,
+        discordance=USUAL_DISCORDANCE if turned is None else turned,
+    )
+    return asdict(found)
+
+
+def _accuracy(answers: Answers) -> float | None:
+    """On the images of classes that the version knows; None without any."""
+    names = set(answers.class_names)
+    right = answers.correct[[label in names for label in answers.labels]]
+    return float(right.mean()) if len(right) else None

@@ -37,6 +37,7 @@ from vision.scores import calibration_error, class_indices, interval
 # sums of shares like 5 * 0.004 must not pass a limit of 0.02 by rounding alone
 ROUNDING = 1e-9
 NAMES_SHOWN = 8
+USUAL_DISCORDANCE = 0.06  # of two trainings of one plan, while nothing was measured
 # How far an answer repeated from the stored checkpoint may lie from the recorded one. The engine
 # and its precision are those of the record, so this is about other shapes of the last batch only.
 REPEAT_TOLERANCE = 1e-3
@@ -828,10 +829,12 @@ def _new_classes(
             below.append(told)
         elif right / images < floor - ROUNDING:
             weak.append(told)
-    numbers = {"classes": len(new), "below_floor": len(below), "weak": len(weak),
-               "unmeasured": len(unmeasured), "floor": floor,
-               "measured": len(measured) if not unmeasured else None,
-               "mean_recall": mean if measured else None}
+    numbers: dict[str, float | int | None] = {
+        "classes": len(new), "below_floor": len(below), "weak": len(weak),
+        "unmeasured": len(unmeasured), "floor": floor,
+        "measured": len(measured) if not unmeasured else None,
+        "mean_recall": mean if measured else None,
+    }
     problems = []
     if measured and mean < floor - ROUNDING:
         problems.append(f"with a mean recall of {_percent(mean)}, below the floor of "
@@ -1031,7 +1034,7 @@ def power(
     limits: Limits,
     *,
     accuracy: float | None = None,
-    discordance: float = 0.06,
+    discordance: float = USUAL_DISCORDANCE,
     draws: int = 1000,
     seed: int = 0,
 ) -> Power:
@@ -1114,10 +1117,10 @@ def refused_share(
     all_lost, all_gained = lost.sum(axis=1), gained.sum(axis=1)
     total = int(images.sum())
     refused = (all_lost - all_gained) / total > limits.margin + ROUNDING
-    flips, place = np.unique(np.stack([all_lost, all_gained]), axis=1, return_inverse=True)
+    turned, place = np.unique(np.stack([all_lost, all_gained]), axis=1, return_inverse=True)
     refused |= np.array([
         _chance_of_equals(one_lost, one_gained, total, limits.seed_noise) <= limits.significance
-        for one_lost, one_gained in flips.T.tolist()
+        for one_lost, one_gained in turned.T.tolist()
     ])[place.ravel()]
     refused |= ((before > 0) & (before - lost + gained == 0)).any(axis=1)
     refused[~refused] = _vetoed(images, lost[~refused], gained[~refused], limits)
