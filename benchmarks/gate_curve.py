@@ -238,7 +238,7 @@ def _head(
 
     true = np.array(labels)
     train = train[np.isin(true[train], chosen)]
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=300))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=300))
     model.fit(features[train], true[train])
     shares = model.predict_proba(features[held]).astype(np.float32)
     names = [str(one) for one in model.classes_]
