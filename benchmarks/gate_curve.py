@@ -4,13 +4,14 @@
     python -m benchmarks.gate_curve --data ../shared/data      also photographs, and growing lists
 
 Real pairs: eight networks that differ in their seed alone, trained from a random start on
-scikit-learn's handwritten digits, give 28 pairs that are equal by construction; each is judged both
-ways on the 1,000 digits that no training saw. Once with many images, where they hardly err, and once
-with few. With --data also heads on frozen ImageNet features of Caltech-101, each trained on other
-images, and class lists that grow. Planted cases are stored answers of such a network with damage of
-a known size. The curve is simulated with the discordance of the real pairs that differ most.
+scikit-learn's handwritten digits, give 28 pairs that are equal by construction; each is judged
+both ways on the 1,000 digits that no training saw. Once with many images, where they hardly err,
+and once with few. With --data also heads on frozen ImageNet features of Caltech-101, each trained
+on other images, and class lists that grow. Planted cases are stored answers of such a network with
+damage of a known size. The curve is simulated with the discordance of the real pairs that differ
+most.
 
-Writes docs/gate.md between its marks, and docs/gate.png.
+Writes docs/gate.md below its mark, and docs/gate.png.
 """
 
 from __future__ import annotations
@@ -599,7 +600,7 @@ def write(
         "|---|---:|---:|---:|---:|---|",
     ]
     for one in sets:
-        by = ", ".join(f"{name} {count}" for name, count in sorted(one.reasons.items())) or "–"
+        by = ", ".join(f"{name} {count}" for name, count in sorted(one.reasons.items())) or "nothing"
         lines.append(
             f"| {one.name} | {one.accuracy:.1%} | {one.discordance:.1%} | "
             f"{100 * one.seed_noise:.2f} points | {one.refused} of {one.judged} "
@@ -623,10 +624,9 @@ def write(
         "",
         "![operating curve, slide, growth](gate.png)",
         "",
-        f"Simulated: ten classes, champion at 90%, {discordance:.1%} of answers turning (the mean "
-        f"of the (as of "
-        f"the real pairs that differ most), seed noise {100 * LIMITS.seed_noise:g} points, {DRAWS:,} draws a "
-        "point. Share promoted:",
+        f"Simulated: ten classes, champion at 90%, {discordance:.1%} of answers turning (as of "
+        "the real pairs that differ most), seed noise "
+        f"{100 * LIMITS.seed_noise:g} points, {DRAWS:,} draws a point. Share promoted:",
         "",
         "| benchmark images | 1 point better | equal | 1 point worse | 2 points | 3 points |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -667,7 +667,7 @@ def write(
             drop, cost = float(np.mean(one.drops)), float(np.mean(one.costs))
             other = ", ".join(
                 f"{name} {count}" for name, count in sorted(one.failed.items())
-            ) or "–"
+            ) or "nothing"
             lines.append(
                 f"| {one.classes[0]} → {one.classes[1]} | {one.doublings:.2f} | "
                 f"{100 * (drop - cost):.2f} | {100 * cost:.2f} | {100 * drop:.2f} | "

@@ -13,7 +13,6 @@ from records import runs, versions
 from records.tables import Deployment, Rejection, Verdict, VerdictCheck
 from vision.gate import LOSSES, Check, Limits, SinceAnchor
 
-
 SERVING = ("nightly", "control", "bakeoff")  # purposes of versions that may serve
 
 

@@ -604,11 +604,11 @@ def test_a_person_overrides_only_what_was_measured_and_seen() -> None:
     """Margin and gap may pass if they were seen; dead classes and absent figures never."""
     candidate, champion = versions(*planted(1000, 60, 0))
     poor = judge(replace(candidate, validation_accuracy=0.6), champion, LIMITS)
-    assert failed(poor) == {"no worse", "margin", "slide", "crowding", "gap"}
+    assert failed(poor) == {"no worse", "margin", "slide", "gap", "calibration"}
     approved = poor.approved(failed(poor))
     assert approved.passed
     assert {check.name for check in approved.overridden} == failed(poor)
-    assert failed(poor.approved({"no worse", "margin", "slide", "crowding"})) == {"gap"}
+    assert failed(poor.approved({"no worse", "margin", "slide", "calibration"})) == {"gap"}
     everything = set(verdicts(poor)) | {"dead classes", "gap", "answers", "runtime"}
     for wrong in (
         replace(candidate, validation_accuracy=None),

@@ -310,7 +310,7 @@ def judge(
     candidate: Evidence,
     champion: Evidence | None,
     limits: Limits,
-    since_anchor: SinceAnchor = SinceAnchor(),  # noqa: B008  (it is frozen)
+    since_anchor: SinceAnchor = SinceAnchor(),
 ) -> Verdict:
     """Decide whether the candidate may serve. champion: None for the first version."""
     checks = _comparable(candidate, champion)
@@ -621,18 +621,16 @@ def _crowding(
     total = before + whole_drop
     total_limit = 2 * limits.margin + limits.crowding * (grown + doublings)
     numbers |= {"sum": total, "sum_limit": total_limit}
-    taken = (
-        f"{_classes(classes - shared)} more to choose from cost {_points(whole_drop - drop)} on "
-        "images of shared classes"
-        if classes > shared else "No class is new"
-    )
+    if classes == shared:  # then it is what margin and slide have judged
+        return _check("crowding", True, numbers, "No class is new that could take images.")
     return _check(
         "crowding",
         whole_drop <= limit + ROUNDING and total <= total_limit + ROUNDING,
         numbers,
-        f"{taken}; with all classes accuracy there would {_change(whole_drop)}, a drop of "
-        f"{_points(limit)} is allowed; since the anchor version it would {_change(total)}, a drop "
-        f"of {_points(total_limit)} is allowed.",
+        f"{_classes(classes - shared)} more to choose from cost {_points(whole_drop - drop)} on "
+        f"images of shared classes; with all classes accuracy there would {_change(whole_drop)}, "
+        f"a drop of {_points(limit)} is allowed; since the anchor version it would "
+        f"{_change(total)}, a drop of {_points(total_limit)} is allowed.",
     )
 
 
