@@ -175,7 +175,7 @@ def verdict(session: Session, version_id: int) -> VerdictRow | None:
 
 def discordance(session: Session) -> float | None:
     """The share of answers that turned, right to wrong or back, in the median of ten verdicts."""
-    return session.scalar(
+    turned = session.scalar(
         text(
             """
             SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY turned) FROM (
@@ -186,6 +186,7 @@ def discordance(session: Session) -> float | None:
             """
         )
     )
+    return None if turned is None else float(turned)
 
 
 def checks(session: Session, verdict_id: int) -> list[Check]:
