@@ -600,7 +600,7 @@ def write(
         "|---|---:|---:|---:|---:|---|",
     ]
     for one in sets:
-        by = ", ".join(f"{name} {count}" for name, count in sorted(one.reasons.items())) or "nothing"
+        by = _counted(one.reasons)
         lines.append(
             f"| {one.name} | {one.accuracy:.1%} | {one.discordance:.1%} | "
             f"{100 * one.seed_noise:.2f} points | {one.refused} of {one.judged} "
@@ -658,16 +658,14 @@ def write(
             "images of known classes on both sides: nothing is gained but the new classes. Means; "
             "drop and cost in points on images of known classes.",
             "",
-            "| classes | doublings | drop among known columns | cost of new columns | drop in all | "
-            "allowed | stopped by crowding | refused by anything | would fail a margin on all "
+            "| classes | doublings | drop among known columns | cost of new columns | drop in all "
+            "| allowed | stopped by crowding | refused by anything | would fail a margin on all "
             "columns |",
             "|---|---:|---:|---:|---:|---:|---:|---|---:|",
         ]
         for one in growth:
             drop, cost = float(np.mean(one.drops)), float(np.mean(one.costs))
-            other = ", ".join(
-                f"{name} {count}" for name, count in sorted(one.failed.items())
-            ) or "nothing"
+            other = _counted(one.failed)
             lines.append(
                 f"| {one.classes[0]} → {one.classes[1]} | {one.doublings:.2f} | "
                 f"{100 * (drop - cost):.2f} | {100 * cost:.2f} | {100 * drop:.2f} | "
@@ -676,6 +674,10 @@ def write(
             )
     head = PAGE.read_text().partition(MARK)[0] if PAGE.exists() else "# The gate\n\n"
     PAGE.write_text(head + MARK + "\n".join(lines).rstrip() + "\n")
+
+
+def _counted(found: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(found.items())) or "nothing"
 
 
 if __name__ == "__main__":
