@@ -701,8 +701,8 @@ class Deployment(Base):
         one_of("purpose", ("nightly", "control", "bakeoff")),
         # Only nightly versions deploy by themselves.
         CheckConstraint(
-            "(kind <> 'promotion' OR purpose = 'nightly') "
-            "AND (kind <> 'adoption' OR purpose IN ('control', 'bakeoff'))",
+            "(kind <> 'promotion' OR purpose NOT IN ('control', 'bakeoff')) "
+            "AND (kind <> 'adoption' OR purpose <> 'nightly')",
             name="kind_fits_purpose",
         ),
         ForeignKeyConstraint(["version_id", "purpose"], ["versions.id", "versions.purpose"]),

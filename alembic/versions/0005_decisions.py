@@ -127,8 +127,8 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_deployments_kind_fits_purpose"),
         "deployments",
-        "(kind <> 'promotion' OR purpose = 'nightly') "
-        "AND (kind <> 'adoption' OR purpose IN ('control', 'bakeoff'))",
+        "(kind <> 'promotion' OR purpose NOT IN ('control', 'bakeoff')) "
+        "AND (kind <> 'adoption' OR purpose <> 'nightly')",
     )
     _proven(PROVEN + DECIDED + END)
 
