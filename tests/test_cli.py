@@ -100,10 +100,7 @@ def test_doctor_names_what_is_wrong(
     ("words", "said"),
     [
         (("show", "77"), "there is no version 77"),
-        (("approve", "9", "--why", "x"), "there is no version 9"),
         (("reject", "9", "--why", "x"), "there is no version 9"),
-        (("rollback", "--why", "x"), "nothing serves yet"),
-        (("adopt", "9", "--why", "x"), "there is no version 9"),
         (("benchmark", "show"), "no benchmark is frozen"),
         (("intake", "revert", "9", "--why", "x"), "there is no batch 9"),
         (("intake", "accept", "9", "--why", "x"), "batch 9 is not a refused batch"),

@@ -22,7 +22,7 @@ from infra.database import Busy, run_lock
 from infra.embedded import Addresses
 from records import deployments, runs
 from records.deployments import NotDeployable
-from records.versions import checkpoint_key
+from records.versions import UnknownVersion, checkpoint_key
 from tasks import benchmark, promotion
 from tasks.benchmark import BENCHMARK
 from tasks.loading import load_folder
@@ -299,6 +299,17 @@ def test_what_never_serves_is_refused_by_every_verb(story: Story, purpose: str) 
         assert world.ask("SELECT count(*) FROM verdicts") == [(2,)]
         with pytest.raises(NotDeployable, match=r"version 2 is a nightly version: .*approve 2"):
             regraft("adopt", "2", "--why", "x")
+
+
+def test_what_is_not_there_is_named(story: Story) -> None:
+    """An unknown version, and a service in which nothing serves yet."""
+    with worlds.rows_of(story.fresh) as world, worlds.inside(world):
+        for verb in ("approve", "adopt", "reject", "rollback"):
+            with pytest.raises((UnknownVersion, NotDeployable), match="no version 9|nothing serves"):
+                regraft(verb, "9", "--why", "x")
+        with pytest.raises(NotDeployable, match="nothing serves yet: there is nothing to roll back"):
+            regraft("rollback", "--why", "x")
+        assert regraft("log") == (0, [])
 
 
 # the anchor
