@@ -22,6 +22,7 @@ import typer
 # torch, Prefect or Great Expectations.
 if TYPE_CHECKING:
     from tasks.benchmark import Frozenness
+    from tasks.promotion import Decision
     from vision.plan import Plan
 
 OURS = ("flows.", "tasks.", "records.", "vision.", "infra.")
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes as long to load as all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-benchmark_app = typer.Typer(help="Freeze and grow the benchmark.", no_args_is_help=True)
+benchmark_app = typer.Typer(help="Freeze, grow and look at the benchmark.", no_args_is_help=True)
 intake_app = typer.Typer(help="Decide about batches of new images.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(intake_app, name="intake")
@@ -217,6 +218,73 @@ def grow(
     _say_frozen(benchmark.grow(by, why), as_json)
 
 
+@benchmark_app.command()
+def withdraw(
+    images: Annotated[list[str], typer.Argument(help="Keys or digests of benchmark images.")],
+    why: Why,
+    by: By,
+    as_json: Json = False,
+) -> None:
+    """Append a benchmark version without these images; they can never come back or train.
+
+    Example: regraft benchmark withdraw benchmark/lynx/12.jpg --why "this is a cat"
+    """
+    from tasks import benchmark
+
+    row = benchmark.withdraw(images, by, why)
+    if as_json:
+        _print_json(dataclasses.asdict(row))
+        return
+    _say(f"benchmark version {row.version}: {row.images} images of {row.classes} classes")
+    _say(str(row.power.get("sentence", "")))
+
+
+@benchmark_app.command("list")
+def list_benchmarks(as_json: Json = False) -> None:
+    """List the benchmark's versions: their sizes, who made them and why, and looks at each.
+
+    Example: regraft benchmark list
+    """
+    from infra import database
+    from records import benchmark
+
+    with database.connect().transaction() as session:
+        rows = benchmark.listed(session)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    _table(
+        ["version", "images", "classes", "digest", "looks", "when", "by", "why"],
+        (
+            (
+                str(row.version), str(row.images), str(row.classes), row.digest[:12],
+                str(row.looks), f"{row.frozen_at:%Y-%m-%d %H:%M}", _plain_text(row.frozen_by),
+                _plain_text(row.why),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+@benchmark_app.command("show")
+def show_benchmark(
+    version: Annotated[int | None, typer.Argument(
+        help="A benchmark version; by default the newest.", show_default=False)] = None,
+    images: Annotated[bool, typer.Option(help="List its images, too.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show a benchmark version: its classes, what it notices, how often it was looked at.
+
+    Example: regraft benchmark show 2 --images
+    """
+    from flows import screens
+
+    if as_json:
+        _print_json(screens.benchmark_facts(version))
+    else:
+        screens.show_benchmark(version, images)
+
+
 def _load_benchmark(folder: Path | None) -> None:
     if folder is not None:
         from tasks.benchmark import BENCHMARK
@@ -380,6 +448,121 @@ def _prefect() -> None:
     found = embedded.up(settings.load())
     if found.prefect_api_url:
         os.environ["PREFECT_API_URL"] = found.prefect_api_url
+
+
+# --- decisions ------------------------------------------------------------------------------
+
+
+@app.command()
+def approve(version: Annotated[int, typer.Argument(help="The refused version's number.")],
+            why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Let a refused version serve: judged again, despite the failures that `show` shows.
+
+    What nobody may override (figures that cannot be compared, a class that died) and what failed
+    only now refuses it: exit code 3.
+
+    Example: regraft approve 7 --why "the new classes were looked at by hand"
+    """
+    from tasks import promotion
+
+    _decided(promotion.approve(version, by, why), as_json)
+
+
+@app.command()
+def reject(version: Annotated[int, typer.Argument(help="The version's number.")],
+           why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Keep a version from serving, by nights and rollbacks alike; only `approve` overrules it.
+
+    Example: regraft reject 7 --why "it takes every lynx for a cat"
+    """
+    from infra import database
+    from records import deployments
+
+    with database.connect().transaction() as session:
+        deployments.reject(session, version, by, why)
+    _done({"version_id": version, "by": by, "why": why}, f"version {version} is rejected", as_json)
+
+
+@app.command()
+def rollback(version: Annotated[int | None, typer.Argument(
+                 help="A version that served before; without it, the one before the champion.",
+                 show_default=False)] = None,
+             *, why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Return to a version that served before, once it has repeated its recorded answers.
+
+    Example: regraft rollback --why "version 7 is wrong about wolves"
+    """
+    from tasks import promotion
+
+    _decided(promotion.roll_back(version, by, why), as_json)
+
+
+@app.command()
+def adopt(version: Annotated[int, typer.Argument(
+              help="The number of a control or bake-off version.")],
+          why: Why, by: By,
+          unproven: Annotated[bool, typer.Option(
+              help="Let new classes serve that the benchmark does not hold yet.")] = False,
+          retire: Annotated[list[str] | None, typer.Option(
+              help="A class that may be lost; may be repeated.")] = None,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Put a control or bake-off version through the same gate; if it passes, it serves.
+
+    The next night starts from it. Exit code 3: the gate refused it.
+
+    Example: regraft adopt 9 --why "the bake-off's winner"
+    """
+    from tasks import promotion
+    from vision.gate import Limits
+
+    limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
+    _decided(promotion.adopt(version, limits, by, why), as_json)
+
+
+@app.command()
+def log(most: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+        as_json: Json = False) -> None:  # fmt: skip
+    """List what was decided: what serves since when, by whom and why, and what was rejected.
+
+    Example: regraft log
+    """
+    from records import summaries
+
+    rows = summaries.of_decisions(most)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    if not rows:
+        _say("nothing was decided yet: `regraft nightly`")
+        return
+    _table(
+        ["when", "version", "decision", "served until", "by", "why"],
+        (
+            (
+                f"{row.decided_at:%Y-%m-%d %H:%M}",
+                f"[bold]{row.version_id}[/bold]" if row.serves else str(row.version_id),
+                row.kind + (f" despite {', '.join(row.overridden)}" if row.overridden else ""),
+                "[green]serves[/green]" if row.serves
+                else f"{row.until:%Y-%m-%d %H:%M}" if row.until else "",
+                _plain_text(row.decided_by),
+                _plain_text(row.why),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _decided(decision: Decision, as_json: bool) -> None:
+    _done(dataclasses.asdict(decision), decision.reason, as_json)
+    if decision.deployment_id is None:
+        raise typer.Exit(3)
+
+
+def _plain_text(words: str) -> str:
+    """What people wrote, so that a table shows it and does not obey it."""
+    from rich.markup import escape
+
+    return escape(words)
 
 
 # --- questions ------------------------------------------------------------------------------

@@ -14,7 +14,18 @@ from sqlalchemy.orm import Session
 
 from flows import timeline
 from infra import database
-from records import batches, benchmark, deployments, evaluations, objects, runs, snapshots, versions
+from records import (
+    batches,
+    benchmark,
+    deployments,
+    evaluations,
+    flips,
+    objects,
+    runs,
+    snapshots,
+    versions,
+)
+from records.deployments import VerdictRow
 from records.evaluations import EvaluationRow
 from tasks.progress import courtesy
 
@@ -140,6 +151,7 @@ def _version(session: Session, version_id: int) -> list[str]:
             f"| {check.name} | {check.verdict} | {_inert(check.sentence)} |"
             for check in deployments.checks(session, judged.id)
         ]
+        lines += _flips(session, judged)
     counts = snapshots.class_counts(session, version.snapshot_digest)
     short = sorted((one for one in counts if one.lacks), key=lambda one: one.lacks)
     if short:
@@ -149,6 +161,26 @@ def _version(session: Session, version_id: int) -> list[str]:
         rest = f" and {len(short) - MOST_CLASSES} more" if len(short) > MOST_CLASSES else ""
         lines += ["", f"Under the cutoff: {named}{rest}."]
     return [*lines, ""]
+
+
+def _flips(session: Session, judged: VerdictRow) -> list[str]:
+    """The surest answers that were lost; `regraft show VERSION --pictures` has their maps."""
+    found = flips.of_verdict(session, judged)
+    lost = [one for one in found if not one.gained]
+    if not lost:
+        return []
+    head = [
+        "",
+        f"{len(lost)} answers were lost and {len(found) - len(lost)} gained; the surest lost ones:",
+        "",
+        f"| image | is | version {judged.champion_id} said | version {judged.version_id} says |",
+        "|---|---|---|---|",
+    ]
+    return head + [
+        f"| {_inert(one.source_key)} | {_inert(one.label)} | {_inert(one.champion_said)} | "
+        f"{_inert(one.candidate_said)} ({one.candidate_confidence:.0%}) |"
+        for one in lost[:MOST_CLASSES]
+    ]
 
 
 def _evaluation(row: EvaluationRow) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark: frozen images that no training may see, in versions that only ever grow on."""
+"""The benchmark: frozen images that no training may see, in versions that are never changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
@@ -53,7 +53,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Member:
-    """One image of a benchmark version."""
+    """One image of a benchmark version; `key` is where its frozen bytes lie."""
 
     sha256: str
     class_name: str
@@ -96,14 +96,44 @@ def listed(session: Session) -> list[BenchmarkRow]:
     return [BenchmarkRow(*row) for row in rows]
 
 
+def get(session: Session, version: int) -> BenchmarkRow:
+    """One benchmark version; raises `BadBenchmark` when there is none."""
+    found = [row for row in listed(session) if row.version == version]
+    if not found:
+        raise BadBenchmark(
+            f"there is no benchmark version {version}: `regraft benchmark list` lists them"
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class ListedMember:
+    """One image of a benchmark version, and where it came from."""
+
+    class_name: str
+    source_key: str
+    sha256: str
+    added_in: int
+
+
+def listed_members(session: Session, version: int) -> list[ListedMember]:
+    """The images of one benchmark version, by class and key."""
+    columns = [getattr(BenchmarkImage, name) for name in ListedMember.__dataclass_fields__]
+    query = select(*columns).where(_in(version))
+    query = query.order_by(BenchmarkImage.class_name, BenchmarkImage.source_key)
+    return [ListedMember(*row) for row in session.execute(query)]
+
+
+def _in(version: int) -> ColumnElement[bool]:
+    gone = BenchmarkImage.withdrawn_in
+    return and_(BenchmarkImage.added_in <= version, or_(gone.is_(None), gone > version))
+
+
 def members(session: Session, version: int) -> list[Member]:
     """The images of one benchmark version, by digest."""
     query = (
         select(BenchmarkImage.sha256, BenchmarkImage.class_name, BenchmarkImage.key)
-        .where(BenchmarkImage.added_in <= version)
-        .where(
-            BenchmarkImage.withdrawn_in.is_(None) | (BenchmarkImage.withdrawn_in > version)
-        )
+        .where(_in(version))
         .order_by(BenchmarkImage.sha256)
     )
     return [Member(*row) for row in session.execute(query)]
@@ -131,13 +161,14 @@ def leaks(session: Session, images: list[Frozen]) -> dict[str, str]:
     session.execute(
         text(
             """
-            CREATE TEMP TABLE frozen (sha256 text, dhash bigint, dhash_mirror bigint)
+            CREATE TEMP TABLE frozen
+                (sha256 text, class_name text, dhash bigint, dhash_mirror bigint)
             ON COMMIT DROP
             """
         )
     )
-    rows = ((one.sha256, one.dhash, one.dhash_mirror) for one in images)
-    copy_rows(session, "frozen", ["sha256", "dhash", "dhash_mirror"], rows)
+    rows = ((one.sha256, one.class_name, one.dhash, one.dhash_mirror) for one in images)
+    copy_rows(session, "frozen", ["sha256", "class_name", "dhash", "dhash_mirror"], rows)
     session.execute(text("ANALYZE frozen"))
     why_near = "n.sha256, 'near ' || s.sha256 || ' of the library'"
     found: dict[str, str] = {}
@@ -147,7 +178,13 @@ def leaks(session: Session, images: list[Frozen]) -> dict[str, str]:
         """
         SELECT f.sha256, 'already in the library' FROM frozen f JOIN images i USING (sha256)
         UNION ALL
-        SELECT f.sha256, 'already in the benchmark'
+        SELECT f.sha256, CASE
+            WHEN b.withdrawn_in IS NOT NULL
+                THEN 'withdrawn in version ' || b.withdrawn_in || ': what was looked at and taken '
+                     'out cannot come back'
+            WHEN b.class_name <> f.class_name
+                THEN 'in the benchmark as ' || b.class_name || ': withdraw it if that is wrong'
+            ELSE 'already in the benchmark' END
         FROM frozen f JOIN benchmark_images b USING (sha256)
         """
     )
@@ -161,22 +198,8 @@ def freeze(
 ) -> BenchmarkRow:
     """Append a benchmark version that has the newest one's images and these."""
     known = listed(session)
-    version = known[0].version + 1 if known else 1
     kept = members(session, known[0].version) if known else []
-    whole = kept + [Member(one.sha256, one.class_name, one.key) for one in added]
-    if not whole:
-        raise BadBenchmark("a benchmark needs images: none were left to freeze")
-    session.execute(
-        insert(Benchmark).values(
-            version=version,
-            digest=digest_of(whole),
-            images=len(whole),
-            classes=len({one.class_name for one in whole}),
-            frozen_by=by,
-            why=why,
-            power=power,
-        )
-    )
+    version = _append(session, kept + [as_member(one) for one in added], by, why, power)
     session.execute(
         insert(BenchmarkImage),
         [
@@ -192,3 +215,84 @@ def freeze(
         ],
     )
     return current(session)
+
+
+def as_member(one: Frozen) -> Member:
+    """An image on its way in, as it will stand in the benchmark."""
+    return Member(one.sha256, one.class_name, one.key)
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """One image that a later version no longer has."""
+
+    sha256: str
+    class_name: str
+    source_key: str
+    withdrawn_in: int
+    why: str | None
+
+
+def find(session: Session, words: Iterable[str]) -> list[Member]:
+    """The images of the newest version that go by these keys or digests (8 characters or more).
+
+    Raises `BadBenchmark` for a word that names none, or more than one.
+    """
+    query = select(BenchmarkImage.sha256, BenchmarkImage.source_key)
+    query = query.where(BenchmarkImage.withdrawn_in.is_(None))
+    rows = [(sha256, key) for sha256, key in session.execute(query)]
+    found: set[str] = set()
+    for word in words:
+        named = [
+            sha256 for sha256, key in rows
+            if key == word or (len(word) >= 8 and sha256.startswith(word))
+        ]  # fmt: skip
+        if len(named) != 1:
+            raise BadBenchmark(
+                f"{word!r} names {len(named)} images of the newest benchmark version: use one "
+                "image's key or digest, as `regraft benchmark show --images` lists them"
+            )
+        found.update(named)
+    return [one for one in members(session, current(session).version) if one.sha256 in found]
+
+
+def withdraw(
+    session: Session, images: list[Member], by: str, why: str, power: dict[str, Any]
+) -> BenchmarkRow:
+    """Append a version without these images; they stay frozen, and no training ever sees them."""
+    gone = {one.sha256 for one in images}
+    kept = [one for one in members(session, current(session).version) if one.sha256 not in gone]
+    version = _append(session, kept, by, why, power)
+    statement = update(BenchmarkImage).where(BenchmarkImage.sha256.in_(gone))
+    session.execute(statement.values(withdrawn_in=version, withdrawn_why=why))
+    return current(session)
+
+
+def withdrawn(session: Session, version: int) -> list[Withdrawn]:
+    """The images that were withdrawn up to a version, the newest first."""
+    query = select(
+        BenchmarkImage.sha256, BenchmarkImage.class_name, BenchmarkImage.source_key,
+        BenchmarkImage.withdrawn_in, BenchmarkImage.withdrawn_why,
+    ).where(BenchmarkImage.withdrawn_in <= version)  # fmt: skip
+    query = query.order_by(BenchmarkImage.withdrawn_in.desc(), BenchmarkImage.source_key)
+    return [Withdrawn(*row) for row in session.execute(query)]
+
+
+def _append(
+    session: Session, whole: list[Member], by: str, why: str, power: dict[str, Any]
+) -> int:
+    if not whole:
+        raise BadBenchmark("a benchmark needs images: none would be left")
+    newest = session.scalar(select(func.max(Benchmark.version))) or 0
+    session.execute(
+        insert(Benchmark).values(
+            version=newest + 1,
+            digest=digest_of(whole),
+            images=len(whole),
+            classes=len({one.class_name for one in whole}),
+            frozen_by=by,
+            why=why,
+            power=power,
+        )
+    )
+    return newest + 1

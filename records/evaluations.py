@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import insert, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -176,6 +176,12 @@ def find(
     )
     row = session.execute(query).first()
     return EvaluationRow(*row) if row else None
+
+
+def newest_benchmark(session: Session, version_id: int) -> int | None:
+    """The newest benchmark version that a version has answered."""
+    query = select(func.max(Evaluation.benchmark_version))
+    return session.scalar(query.where(Evaluation.version_id == version_id))
 
 
 def unanswered_batches(session: Session) -> list[int]:

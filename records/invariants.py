@@ -103,7 +103,25 @@ QUERIES = {
     "1: a promotion was judged against another champion than it followed": """
         SELECT d.id, j.champion_id, p.version_id FROM deployments d
         JOIN verdicts j ON j.id = d.verdict_id LEFT JOIN deployments p ON p.id = d.previous_id
-        WHERE d.kind = 'promotion' AND j.champion_id IS DISTINCT FROM p.version_id
+        WHERE d.kind <> 'rollback' AND j.champion_id IS DISTINCT FROM p.version_id
+    """,
+    "1: an overridden check let a version serve that no person approved": """
+        SELECT p.id, p.kind, c.name FROM deployments p JOIN checks c USING (verdict_id)
+        WHERE c.verdict = 'overridden' AND (p.kind NOT IN ('approval', 'rollback')
+            OR c.name IN ('checkpoint', 'benchmark', 'answers', 'class names', 'runtime',
+                          'reproduction', 'dead classes'))
+    """,
+    "1: a rollback returns to what never served": """
+        SELECT p.id, p.version_id FROM deployments p WHERE p.kind = 'rollback'
+          AND NOT EXISTS (SELECT 1 FROM deployments f WHERE f.verdict_id = p.verdict_id
+                          AND f.kind <> 'rollback' AND f.id < p.id)
+    """,
+    "1: a rejected version came to serve without an approval": """
+        SELECT p.id, p.version_id FROM deployments p JOIN rejections r USING (version_id)
+        WHERE p.kind <> 'approval' AND p.deployed_at > r.rejected_at
+          AND NOT EXISTS (SELECT 1 FROM deployments a WHERE a.version_id = p.version_id
+                          AND a.kind = 'approval' AND a.deployed_at > r.rejected_at
+                          AND a.id < p.id)
     """,
     "1: a version's parent is a throw-away version, or not trained": """
         SELECT v.id, p.id, p.purpose, p.state FROM versions v JOIN versions p ON p.id = v.parent_id

@@ -52,3 +52,43 @@ _VERSIONS = """
 def of_versions(most: int = 50) -> list[Summary]:
     """The newest versions first, each with what became of it."""
     return [Summary(*row) for row in reading.rows(_VERSIONS, {"most": most})]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One decision about what serves.
+
+    kind: promotion | approval | adoption | rollback | rejection. until: when something else came
+    to serve; None while it serves, and for a rejection. overridden: checks that were let pass.
+    """
+
+    decided_at: datetime
+    version_id: int
+    kind: str
+    serves: bool
+    until: datetime | None
+    decided_by: str
+    why: str
+    overridden: list[str]
+    benchmark_version: int | None
+
+
+_DECISIONS = """
+    SELECT * FROM (
+        SELECT d.deployed_at, d.version_id, d.kind, lead(d.id) OVER log IS NULL,
+               lead(d.deployed_at) OVER log, d.deployed_by, d.why,
+               ARRAY(SELECT c.name FROM checks c WHERE c.verdict_id = d.verdict_id
+                     AND c.verdict = 'overridden' AND d.kind <> 'rollback' ORDER BY c.ordinal),
+               v.benchmark_version
+        FROM deployments d JOIN verdicts v ON v.id = d.verdict_id
+        WINDOW log AS (ORDER BY d.id)
+        UNION ALL
+        SELECT rejected_at, version_id, 'rejection', false, NULL, rejected_by, why, '{}', NULL
+        FROM rejections
+    ) decisions ORDER BY 1 DESC LIMIT %(most)s
+"""
+
+
+def of_decisions(most: int = 20) -> list[Decided]:
+    """The newest decisions first: what came to serve, by whom and why, and what was rejected."""
+    return [Decided(*row) for row in reading.rows(_DECISIONS, {"most": most})]

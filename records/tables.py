@@ -406,9 +406,11 @@ class Benchmark(Base):
     """One version of the frozen benchmark. Its images are those added at or before it."""
 
     __tablename__ = "benchmarks"
+    # Not the digest alone: what was added and withdrawn again leaves the contents of before.
+    __table_args__ = (UniqueConstraint("version", "digest"),)
 
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    digest: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[str]
     images: Mapped[int]
     classes: Mapped[int]
     frozen_by: Mapped[str]
@@ -657,6 +659,9 @@ class Verdict(Base):
         ForeignKeyConstraint(
             ["version_id", "checkpoint_digest"], ["versions.id", "versions.checkpoint_digest"]
         ),
+        ForeignKeyConstraint(
+            ["benchmark_version", "benchmark_digest"], ["benchmarks.version", "benchmarks.digest"]
+        ),
         CheckConstraint("shared_drop BETWEEN -1 AND 1", name="shared_drop_is_share"),
         UniqueConstraint("id", "version_id"),
     )
@@ -666,8 +671,8 @@ class Verdict(Base):
     version_id: Mapped[int] = mapped_column(BigInteger, index=True)
     checkpoint_digest: Mapped[str]
     champion_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
-    benchmark_version: Mapped[int] = mapped_column(ForeignKey("benchmarks.version"))
-    benchmark_digest: Mapped[str] = mapped_column(ForeignKey("benchmarks.digest"))
+    benchmark_version: Mapped[int]
+    benchmark_digest: Mapped[str]
     passed: Mapped[bool]
     shared_drop: Mapped[float | None]
     limits: Mapped[dict[str, Any]]
@@ -678,7 +683,7 @@ class VerdictCheck(Base):
     """One check of a verdict: its numbers and the sentence that explains it."""
 
     __tablename__ = "checks"
-    __table_args__ = (one_of("verdict", ("passed", "failed", "undecidable")),)
+    __table_args__ = (one_of("verdict", ("passed", "failed", "undecidable", "overridden")),)
 
     verdict_id: Mapped[int] = mapped_column(ForeignKey("verdicts.id"), primary_key=True)
     ordinal: Mapped[int] = mapped_column(primary_key=True)
@@ -693,8 +698,14 @@ class Deployment(Base):
 
     __tablename__ = "deployments"
     __table_args__ = (
-        one_of("kind", ("promotion", "rollback")),
+        one_of("kind", ("promotion", "approval", "adoption", "rollback")),
         one_of("purpose", ("nightly", "control", "bakeoff")),
+        # Only nightly versions deploy by themselves.
+        CheckConstraint(
+            "(kind <> 'promotion' OR purpose NOT IN ('control', 'bakeoff')) "
+            "AND (kind <> 'adoption' OR purpose <> 'nightly')",
+            name="kind_fits_purpose",
+        ),
         ForeignKeyConstraint(["version_id", "purpose"], ["versions.id", "versions.purpose"]),
         ForeignKeyConstraint(["verdict_id", "version_id"], ["verdicts.id", "verdicts.version_id"]),
         CheckConstraint("previous_id < id", name="previous_older"),
@@ -712,3 +723,15 @@ class Deployment(Base):
     why: Mapped[str]
     run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
     deployed_at: Mapped[datetime] = now()
+
+
+class Rejection(Base):
+    """A person's word that a version must not serve; only an approval after it overrules it."""
+
+    __tablename__ = "rejections"
+
+    id: Mapped[int] = number()
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+    rejected_by: Mapped[str]
+    why: Mapped[str]
+    rejected_at: Mapped[datetime] = now()

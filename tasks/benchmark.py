@@ -1,22 +1,29 @@
-"""Benchmark: freeze images that no training may see, and grow them for new classes."""
+"""Benchmark: freeze images that no training may see, grow them for new classes, withdraw some."""
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from infra import database, settings, storage
 from infra.storage import Listed, bad_key
-from records import benchmark, deployments
-from records.benchmark import BadBenchmark, BenchmarkRow, Frozen
+from records import benchmark, deployments, evaluations
+from records.benchmark import BadBenchmark, BenchmarkRow, Frozen, Member, as_member
+from records.deployments import Champion
 from records.objects import normalised
 from tasks import checkpoints
-from tasks.evaluation import evaluate_benchmark
+from tasks.evaluation import answer, choose_engine, runtime
 from tasks.progress import progress
-from vision.gate import Limits, power
+from vision.answers import Answers
+from vision.gate import USUAL_DISCORDANCE, Limits, power
 from vision.images import examine
+from vision.runtime import Engine
+from vision.scores import score
 
 BENCHMARK = "benchmark/"
 
@@ -30,6 +37,15 @@ class Frozenness:
     refused: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """What the champion answered before the version that it was asked about exists."""
+
+    champion: Champion
+    answers: Answers
+    engine: Engine
+
+
 def freeze(by: str, why: str) -> Frozenness:
     """Freeze everything under `benchmark/<class>/<name>` as version 1."""
     with database.connect().transaction() as session:
@@ -39,28 +55,82 @@ def freeze(by: str, why: str) -> Frozenness:
             f"benchmark version {known[0].version} is frozen already: add to it with "
             "`regraft benchmark grow`"
         )
-    return _append(by, why)
+    return _add(by, why)
 
 
 def grow(by: str, why: str) -> Frozenness:
     """Append a version with what was added under `benchmark/`; the champion is scored on it first.
 
-    Images that the library holds, exact or near, are refused: some version may have trained on
-    them.
+    Images that the library holds, exact or near, are refused: whatever any version has trained
+    on came from there, the champion's ancestors included, and stays there.
     """
     with database.connect().transaction() as session:
         benchmark.current(session)  # raises when there is nothing to grow
-        champion = deployments.champion(session)
-    grown = _append(by, why)
-    if champion:
-        loaded = checkpoints.load(champion.version_id)
-        evaluate_benchmark(champion.version_id, loaded, grown.benchmark.version)
-    return grown
+    return _add(by, why)
 
 
-def _append(by: str, why: str) -> Frozenness:
+def withdraw(words: list[str], by: str, why: str) -> BenchmarkRow:
+    """Append a version without these images (keys or digests), whose label is wrong perhaps.
+
+    They stay frozen: no training may see them, and they cannot come back under another label. The
+    champion is scored on the version first.
+    """
+    _say_who(by, why)
+    with database.connect().transaction() as session:
+        gone = {one.sha256 for one in benchmark.find(session, words)}
+        whole = benchmark.members(session, benchmark.current(session).version)
+    if len(gone) == len(whole):
+        raise BadBenchmark("a benchmark needs images: none would be left")
+    scored = _champion_answers([one for one in whole if one.sha256 not in gone])
+    with database.connect().transaction() as session:
+        images = benchmark.find(session, words)
+        kept = [
+            one for one in benchmark.members(session, benchmark.current(session).version)
+            if one.sha256 not in gone
+        ]  # fmt: skip
+        row = benchmark.withdraw(session, images, by, why, _power(session, kept, scored))
+        _keep(session, scored, row.version)
+    return row
+
+
+def _add(by: str, why: str) -> Frozenness:
+    _say_who(by, why)
+    fresh, refused, listed = _read()
+    with database.connect().transaction() as session:
+        known = _members(session)
+    # A leak that is refused below is answered for nothing; the lock is not held that long.
+    new = {one.sha256 for one in known}
+    scored = _champion_answers(known + [as_member(one) for one in fresh if one.sha256 not in new])
+    with database.connect().transaction() as session:
+        leaks = benchmark.leaks(session, fresh)
+        added = [one for one in fresh if one.sha256 not in leaks]
+        here = "already in the benchmark"
+        told = [one for one in fresh if leaks.get(one.sha256, here) != here]
+        refused += [f"{one.source_key}: {leaks[one.sha256]}" for one in told]
+        if not added:
+            raise BadBenchmark(
+                f"none of {listed} images can be added"
+                + (f": {refused[0]}" if refused else ": the benchmark has them all")
+            )
+        whole = _members(session) + [as_member(one) for one in added]
+        row = benchmark.freeze(session, added, by, why, _power(session, whole, scored))
+        _keep(session, scored, row.version)
+    return Frozenness(row, len(added), tuple(refused))
+
+
+def _say_who(by: str, why: str) -> None:
     if not by.strip() or not why.strip():
         raise BadBenchmark("say who freezes and why: --by NAME --why TEXT")
+
+
+def _members(session: Session) -> list[Member]:
+    """The images of the newest version, none where nothing was frozen yet."""
+    known = benchmark.listed(session)
+    return benchmark.members(session, known[0].version) if known else []
+
+
+def _read() -> tuple[list[Frozen], list[str], int]:
+    """What lies under `benchmark/`: each content once, what is refused, and how many there are."""
     store = storage.connect()
     listed = [one for one in store.list(BENCHMARK) if not one.key.endswith("/")]
     if not listed:
@@ -77,19 +147,34 @@ def _append(by: str, why: str) -> Frozenness:
             advance(done)
     refused = [one for one in read if isinstance(one, str)]
     fresh, doubled = _once([one for one in read if isinstance(one, Frozen)])
+    return fresh, refused + doubled, len(listed)
+
+
+def _champion_answers(whole: list[Member]) -> _Scored | None:
+    """The champion's answers for the images of a version to come; None while nothing serves."""
     with database.connect().transaction() as session:
-        leaks = benchmark.leaks(session, fresh)
-        added = [one for one in fresh if one.sha256 not in leaks]
-        here = "already in the benchmark"
-        told = [one for one in fresh if leaks.get(one.sha256, here) != here]
-        refused += doubled + [f"{one.source_key}: {leaks[one.sha256]}" for one in told]
-        if not added:
-            raise BadBenchmark(
-                f"none of {len(listed)} images can be added"
-                + (f": {refused[0]}" if refused else ": the benchmark has them all")
-            )
-        row = benchmark.freeze(session, added, by, why, _power(session, added))
-    return Frozenness(row, len(added), tuple(refused))
+        champion = deployments.champion(session)
+    if champion is None:
+        return None
+    loaded = checkpoints.load(champion.version_id)
+    engine = choose_engine(loaded, len(whole))
+    sources = {one.sha256: (one.key, None) for one in whole}
+    names, labels = [one.sha256 for one in whole], [one.class_name for one in whole]
+    return _Scored(champion, answer(loaded, sources, names, labels, engine), engine)
+
+
+def _keep(session: Session, scored: _Scored | None, version: int) -> None:
+    """Keep the champion's answers in the transaction that makes the version the newest."""
+    champion = deployments.champion(session)
+    if champion != (scored.champion if scored else None):
+        raise BadBenchmark("another version came to serve meanwhile: do it once more")
+    if scored is None:
+        return
+    answers = scored.answers.only(one.sha256 for one in benchmark.members(session, version))
+    evaluations.record(
+        session, scored.champion.version_id, scored.champion.checkpoint_digest, "benchmark",
+        answers, score(answers), runtime(scored.engine), benchmark_version=version,
+    )  # fmt: skip
 
 
 def _examined(listed: Listed) -> Frozen | str:
@@ -128,11 +213,25 @@ def _once(images: list[Frozen]) -> tuple[list[Frozen], list[str]]:
     return list(kept.values()), refused
 
 
-def _power(session: Any, added: list[Frozen]) -> dict[str, Any]:
-    """Which drop the whole new benchmark will notice, at the gate's default limits."""
-    known = benchmark.listed(session)
-    whole = [one.class_name for one in added]
-    if known:
-        whole += [one.class_name for one in benchmark.members(session, known[0].version)]
-    counts = [whole.count(name) for name in sorted(set(whole))]
-    return asdict(power(counts, Limits()))
+def _power(session: Session, whole: list[Member], scored: _Scored | None) -> dict[str, Any]:
+    """Which drop a version will notice, at the gate's default limits.
+
+    From the champion's accuracy on the classes that it knows and from how often the verdicts
+    before saw an answer turn; as assumed by `power` while there is no champion, no verdict.
+    """
+    counts = Counter(one.class_name for one in whole)
+    turned = deployments.discordance(session)
+    found = power(
+        [counts[name] for name in sorted(counts)],
+        Limits(),
+        accuracy=_accuracy(scored.answers.only(one.sha256 for one in whole)) if scored else None,
+        discordance=USUAL_DISCORDANCE if turned is None else turned,
+    )
+    return asdict(found)
+
+
+def _accuracy(answers: Answers) -> float | None:
+    """On the images of classes that the version knows; None without any."""
+    names = set(answers.class_names)
+    right = answers.correct[[label in names for label in answers.labels]]
+    return float(right.mean()) if len(right) else None

@@ -100,14 +100,18 @@ def _evaluate_library(
     return len(labels)
 
 
-def evaluate_benchmark(
-    version_id: int, loaded: Loaded, benchmark_version: int, run_id: int | None = None
-) -> int:
-    """Answer every image of a benchmark version and keep the answers; answers how many."""
+def evaluate_together(version_ids: list[int], benchmark_version: int) -> None:
+    """Have versions answer a benchmark version in one process and one engine, and time them.
+
+    What the gate compares, for acts that people begin outside a night.
+    """
     with database.connect().transaction() as session:
         images = len(benchmark.members(session, benchmark_version))
-    answering = start(loaded, choose_engine(loaded, images))
-    return _evaluate_benchmark(version_id, answering, benchmark_version, run_id, store)
+    loaded = {one: checkpoints.load(one) for one in version_ids}
+    engine = choose_engine(loaded[version_ids[0]], images * len(loaded), len(loaded))
+    for version_id, one in loaded.items():
+        _evaluate_benchmark(version_id, start(one, engine), benchmark_version, None, store)
+    _measure_latency(None, loaded)
 
 
 def _evaluate_benchmark(
@@ -242,7 +246,7 @@ def told(facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _measure_latency(run_id: int, loaded: dict[int, Loaded]) -> None:
+def _measure_latency(run_id: int | None, loaded: dict[int, Loaded]) -> None:
     """Time each version in turn, several times; the best of each is what the network costs.
 
     In turn, because another process may be busy for a while: it must not make the one version
@@ -254,6 +258,7 @@ def _measure_latency(run_id: int, loaded: dict[int, Loaded]) -> None:
             seconds = latency(one.network, one.plan, "cpu")
             best[version_id] = min(seconds, best.get(version_id, seconds))
     with database.connect().transaction() as session:
-        runs.fence(session, run_id)
+        if run_id is not None:
+            runs.fence(session, run_id)
         for version_id, seconds in best.items():
             versions.measured(session, version_id, seconds)

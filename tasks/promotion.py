@@ -1,67 +1,103 @@
-"""Promotion: let the gate judge the candidate, and deploy what passed."""
+"""Promotion: let the gate judge a version, deploy what passed, and do what people decide.
+
+Whatever comes to serve is loaded from its stored checkpoint first, its bytes hashed, and has to
+repeat answers that were recorded.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy.orm import Session
 
 from infra import database
+from infra.database import run_lock
 from records import benchmark, deployments, evaluations, runs, versions
-from records.benchmark import BenchmarkRow
+from records.benchmark import BenchmarkRow, Member
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
 from tasks import checkpoints
-from tasks.evaluation import answer, engine_of, told
+from tasks.evaluation import answer, engine_of, evaluate_together, told
 from tasks.step import reading, timed
 from vision.answers import Answers, BadAnswers
-from vision.gate import Evidence, Limits, Verdict
+from vision.gate import REPEAT_TOLERANCE, Evidence, Limits, Repeated, Verdict
 from vision.gate import judge as decide
 
 log = logging.getLogger("regraft")
 
-# How far an answer repeated at deployment may lie from the recorded one. The engine and its
-# precision are those of the record, so that this is about other shapes of the last batch only.
-REPEAT_TOLERANCE = 1e-3
+# A night repeats so many before it deploys; a rollback repeats them all.
 REPEATED_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a version that a person decided about.
+
+    kind: approval | adoption | rollback. deployment_id: None when the gate refused it.
+    overridden: the checks that the person let pass. reason: one line.
+    """
+
+    version_id: int
+    kind: str
+    deployment_id: int | None
+    overridden: tuple[str, ...]
+    reason: str
 
 
 @reading("judge")
 def judge(run_id: int, version_id: int, limits: Limits) -> bool:
     """Judge the candidate against the champion on the newest benchmark, and keep every check."""
-    with timed(run_id, "judge"), database.connect().transaction() as session:
-        runs.fence(session, run_id)
-        champion = deployments.champion(session)
-        champion_id = champion.version_id if champion else None
-        frozen = benchmark.current(session)
-        candidate = evidence(session, version_id, frozen)
-        if champion_id == version_id:
-            raise NotDeployable(f"version {version_id} serves already: there is nothing to judge")
-        verdict = decide(
-            candidate,
-            evidence(session, champion_id, frozen) if champion_id else None,
-            limits,
-            deployments.drop_since_anchor(session),
-        )
-        verdict_id = deployments.record_verdict(
-            session,
-            run_id,
-            version_id,
-            candidate.checkpoint_digest,
-            champion_id,
-            frozen.version,
-            frozen.digest,
-            verdict.passed,
-            _shared_drop(verdict),
-            limits,
-            verdict.checks,
-        )
-        runs.note(session, run_id, verdict_id=verdict_id)
+    with timed(run_id, "judge"):
+        repeated = repeat(version_id)
+        with database.connect().transaction() as session:
+            runs.fence(session, run_id)
+            verdict, verdict_id = _judged(session, run_id, version_id, limits, repeated)
+            runs.note(session, run_id, verdict_id=verdict_id)
     return verdict.passed
 
 
-def evidence(session: Session, version_id: int, frozen: BenchmarkRow) -> Evidence:
+def _judged(
+    session: Session,
+    run_id: int | None,
+    version_id: int,
+    limits: Limits,
+    repeated: Repeated | None,
+    seen: frozenset[str] = frozenset(),
+) -> tuple[Verdict, int]:
+    """Give the verdict and keep it; failures that a person has seen may be overridden."""
+    champion = deployments.champion(session)
+    champion_id = champion.version_id if champion else None
+    if champion_id == version_id:
+        raise NotDeployable(f"version {version_id} serves already: there is nothing to judge")
+    frozen = benchmark.current(session)
+    candidate = evidence(session, version_id, frozen, repeated)
+    verdict = decide(
+        candidate,
+        evidence(session, champion_id, frozen) if champion_id else None,
+        limits,
+        deployments.since_anchor(session),
+    ).approved(seen)
+    verdict_id = deployments.record_verdict(
+        session,
+        run_id,
+        version_id,
+        candidate.checkpoint_digest,
+        champion_id,
+        frozen.version,
+        frozen.digest,
+        verdict.passed,
+        _shared_drop(verdict),
+        limits,
+        verdict.checks,
+    )
+    return verdict, verdict_id
+
+
+def evidence(
+    session: Session, version_id: int, frozen: BenchmarkRow, repeated: Repeated | None = None
+) -> Evidence:
     """What is stored about a version, as the gate wants it; what is absent stays absent."""
     version = versions.get(session, version_id)
     on_benchmark = evaluations.find(
@@ -85,6 +121,9 @@ def evidence(session: Session, version_id: int, frozen: BenchmarkRow) -> Evidenc
         validation_accuracy=version.validation_accuracy,
         latency_seconds=version.latency_seconds,
         latency_machine=(version.machine or {}).get("processor"),
+        repeated=repeated,
+        looks=frozen.looks,
+        rejected=deployments.rejected(session, version_id),
     )
 
 
@@ -125,7 +164,7 @@ def deploy(run_id: int, version_id: int, by: str, why: str) -> None:
             return  # deployed before a kill: there is nothing left to do
         if verdict is None or not verdict.passed:
             raise NotDeployable(f"version {version_id} has no passed verdict: it may not serve")
-        _repeat_answers(version_id, verdict.benchmark_version)
+        _must_repeat(version_id, repeat(version_id, verdict.benchmark_version))
         with database.connect().transaction() as session:
             deployments.deploy(
                 session,
@@ -138,33 +177,170 @@ def deploy(run_id: int, version_id: int, by: str, why: str) -> None:
             )
 
 
-def _repeat_answers(version_id: int, benchmark_version: int) -> None:
+# --- what people decide ---------------------------------------------------------------------
+
+
+def approve(version_id: int, by: str, why: str) -> Decision:
+    """Let a judged version serve despite the failures that its newest verdict shows.
+
+    It and the champion of now answer the benchmark of now, in one process, and it is judged again.
+    What nobody may override, and what failed only now, refuses it: then look, and approve again.
+    Raises `NotDeployable` for a version that was never judged or can never serve, and `Busy`.
+    """
+    _say_who(by, why)
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+        deployments.refuse_purpose(version.purpose, version_id, deployments.SERVING, "")
+        last = deployments.verdict(session, version_id)
+        if last is None:
+            raise NotDeployable(
+                f"version {version_id} was never judged, so there is nothing to approve"
+                + ("" if version.purpose == "nightly" else f": `regraft adopt {version_id}`")
+            )
+        checks = deployments.checks(session, last.id)
+    seen = frozenset(one.name for one in checks if one.verdict in ("failed", "overridden"))
+    with run_lock(database.connect()):
+        return _decide("approval", version_id, Limits(**last.limits), by, why, seen)
+
+
+def adopt(version_id: int, limits: Limits, by: str, why: str) -> Decision:
+    """Put a control or bake-off version through the same gate; if it passes it serves.
+
+    It and the champion answer the newest benchmark anew, in one process. The next night starts
+    from it: a new lineage. Raises `NotDeployable` for a version of another purpose, and `Busy`.
+    """
+    _say_who(by, why)
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+        deployments.refuse_purpose(
+            version.purpose, version_id, ("control", "bakeoff"),
+            f"nights judge it; `regraft approve {version_id}` lets it serve despite a refusal",
+        )  # fmt: skip
+    with run_lock(database.connect()):
+        return _decide("adoption", version_id, limits, by, why, frozenset())
+
+
+def roll_back(version_id: int | None, by: str, why: str) -> Decision:
+    """Return to a version that served before; by default to the one before the champion.
+
+    Its checkpoint is fetched, hashed and loaded, and must repeat every recorded answer of its
+    newest benchmark first. Does not wait for a night that runs: that one then deploys nothing.
+    """
+    _say_who(by, why)
+    with database.connect().transaction() as session:
+        to = deployments.former(session, version_id)
+        expected = deployments.log(session, most=1)[0].id
+        on = evaluations.newest_benchmark(session, to.version_id)
+    repeated = repeat(to.version_id, on, images=None)
+    again = _must_repeat(to.version_id, repeated)
+    with database.connect().transaction() as session:
+        deployment_id = deployments.roll_back(session, to, expected, by, why)
+    return Decision(
+        to.version_id, "rollback", deployment_id, (),
+        f"version {to.version_id} serves again; it repeated its {again.images} answers to "
+        f"benchmark version {on} to within {again.apart:.1g}",
+    )  # fmt: skip
+
+
+def _say_who(by: str, why: str) -> None:
+    if not by.strip() or not why.strip():
+        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
+
+
+def _decide(
+    kind: str, version_id: int, limits: Limits, by: str, why: str, seen: frozenset[str]
+) -> Decision:
+    """Answer anew, judge, and deploy what passed, in one transaction; a refusal is kept as well."""
+    with database.connect().transaction() as session:
+        champion = deployments.champion(session)
+        if champion and champion.version_id == version_id:
+            raise NotDeployable(f"version {version_id} serves already: there is nothing to judge")
+        frozen = benchmark.current(session)
+    both = [version_id, *([champion.version_id] if champion else [])]
+    evaluate_together(both, frozen.version)
+    repeated = repeat(version_id)
+    with database.connect().transaction() as session:
+        champion = deployments.champion(session)
+        verdict, verdict_id = _judged(session, None, version_id, limits, repeated, seen)
+        overridden = tuple(one.name for one in verdict.overridden)
+        if not verdict.passed:
+            return Decision(
+                version_id, kind, None, overridden, _refusal(version_id, kind, verdict, seen)
+            )
+        deployment_id = deployments.deploy(
+            session,
+            version_id,
+            verdict_id,
+            expected=champion.deployment_id if champion else None,
+            by=by,
+            why=why,
+            kind=kind,
+        )
+    despite = f" despite {', '.join(overridden)}" if overridden else ""
+    return Decision(
+        version_id, kind, deployment_id, overridden, f"version {version_id} serves{despite}"
+    )
+
+
+def _refusal(version_id: int, kind: str, verdict: Verdict, seen: frozenset[str]) -> str:
+    lines = []
+    for check in verdict.failed:
+        note = ""
+        if not check.may_be_overridden:
+            note = " (nobody may override this)"
+        elif kind == "approval" and check.name not in seen:
+            note = f" (new since you looked: `regraft show {version_id}`, then approve again)"
+        elif kind == "adoption":
+            note = f" (`regraft approve {version_id}` would override it)"
+        lines.append(check.sentence + note)
+    return f"version {version_id} was refused: {' · '.join(lines)}"
+
+
+# --- repeating recorded answers -------------------------------------------------------------
+
+
+def repeat(
+    version_id: int, benchmark_version: int | None = None, images: int | None = REPEATED_IMAGES
+) -> Repeated | None:
+    """Answer benchmark images again with the checkpoint that is stored, and compare.
+
+    benchmark_version: the newest by default. images: how many at most, None for all. None when
+    nothing comparable was recorded. Raises `BadCheckpoint` for bytes that were changed.
+    """
     loaded = checkpoints.load(version_id)
     with database.connect().transaction() as session:
-        recorded = evaluations.find(
-            session, version_id, "benchmark", benchmark_version=benchmark_version
-        )
-        names = list(loaded.class_names)
-        stored = _answers(session, recorded, names)
-        members = benchmark.members(session, benchmark_version)[:REPEATED_IMAGES]
+        on = benchmark_version or benchmark.current(session).version
+        recorded = evaluations.find(session, version_id, "benchmark", benchmark_version=on)
+        stored = _answers(session, recorded, list(loaded.class_names))
+        members: list[Member] = benchmark.members(session, on)[:images]
     if recorded is None or stored is None:
-        raise NotDeployable(f"version {version_id} has no recorded answers to repeat")
-    images = [one.sha256 for one in members]
+        return None
+    names = [one.sha256 for one in members]
+    try:
+        before = stored.only(names)
+    except BadAnswers as error:
+        log.warning("version %d cannot repeat its answers: %s", version_id, error)
+        return None
     again = answer(
         loaded,
         {one.sha256: (one.key, None) for one in members},
-        images,
+        names,
         [one.class_name for one in members],
         engine_of(recorded.runtime),
     )
-    try:
-        before = stored.only(images)
-    except BadAnswers as error:
-        raise NotDeployable(f"version {version_id} cannot repeat its answers: {error}") from None
-    apart = np.abs(before.label_confidence - again.label_confidence).max(initial=0.0)
+    pairs = ((before.label_confidence, again.label_confidence),
+             (before.confidence, again.confidence))  # fmt: skip
+    apart = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
+    return Repeated(len(names), apart)
+
+
+def _must_repeat(version_id: int, repeated: Repeated | None) -> Repeated:
+    if repeated is None:
+        raise NotDeployable(f"version {version_id} has no recorded answers to repeat, or not all")
     # Written so that a NaN is refused too.
-    if not apart <= REPEAT_TOLERANCE:
+    if not repeated.apart <= REPEAT_TOLERANCE:
         raise NotDeployable(
             f"version {version_id} does not repeat its recorded answers (they differ by up to "
-            f"{apart:.3g}): train it again"
+            f"{repeated.apart:.3g}): train it again"
         )
+    return repeated

@@ -1,5 +1,8 @@
 """Benchmark: frozen once, grown by versions, never in touch with what may train."""
 
+import json
+from typing import Any
+
 import intakes
 import pictures
 import pytest
@@ -7,7 +10,9 @@ from intakes import picture, put, query, reasons, take_in
 from pictures import jpeg, photograph, png
 from PIL import ImageOps
 from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner
 
+from flows.cli import app
 from infra.database import Database
 from infra.storage import Storage
 from records import batches
@@ -145,3 +150,78 @@ def test_growing_refuses_what_came_in_meanwhile(database: Database, storage: Sto
     put(storage, "benchmark/ring/2.png", jpeg(pictures.photograph(1)))
     with pytest.raises(BadBenchmark, match="of the library"):
         benchmark.grow("Zoë", "too late")
+
+
+def test_withdrawing_makes_a_new_version(database: Database, storage: Storage) -> None:
+    """The image stays frozen where it was, is in no later version, and cannot come back."""
+    for number in range(3):
+        put(storage, f"benchmark/ring/{number}.png", picture(number))
+    put(storage, "benchmark/cross/1.png", picture(9))
+    first = benchmark.freeze("Zoë", "first").benchmark
+    for words, says in (
+        (["benchmark/ring/7.png"], "names 0 images"),
+        (["b"], "names 0 images"),
+        ([one.source_key for one in listed(database, 1)], "none would be left"),
+    ):
+        with pytest.raises(BadBenchmark, match=says):
+            benchmark.withdraw(words, "Zoë", "x")
+    with pytest.raises(BadBenchmark, match="--by NAME --why TEXT"):
+        benchmark.withdraw(["benchmark/ring/0.png"], "Zoë", "")
+    [ring] = [one.sha256 for one in listed(database, 1) if one.source_key.endswith("ring/1.png")]
+    second = benchmark.withdraw(["benchmark/ring/0.png", ring[:12]], "Ada", "these are discs")
+    assert (second.version, second.images, second.frozen_by) == (2, 2, "Ada")
+    assert len(listed(database, 1)) == 4
+    with database.transaction() as session:
+        assert rows.get(session, 1) == first
+        gone = rows.withdrawn(session, 2)
+    assert {(one.source_key, one.withdrawn_in, one.why) for one in gone} == {
+        ("benchmark/ring/0.png", 2, "these are discs"),
+        ("benchmark/ring/1.png", 2, "these are discs"),
+    }
+    for moved in ("ring/0.png", "cross/1.png"):
+        storage.delete(f"benchmark/{moved}")
+    put(storage, "benchmark/cross/0.png", picture(0))
+    put(storage, "benchmark/ring/as well.png", picture(9))
+    put(storage, "benchmark/ring/new.png", picture(10))
+    third = benchmark.grow("Zoë", "one more")
+    assert (third.added, third.benchmark.images) == (1, 3)
+    said = " ".join(third.refused)
+    assert "withdrawn in version 2: what was looked at and taken out cannot come back" in said
+    assert "in the benchmark as cross: withdraw it if that is wrong" in said
+    # The contents of before are the digest of before, and yet another version.
+    fourth = benchmark.withdraw(["benchmark/ring/new.png"], "Zoë", "blurred")
+    assert (fourth.version, fourth.digest) == (4, second.digest)
+    check_invariants(database, storage)
+
+
+def listed(database: Database, version: int) -> list[rows.ListedMember]:
+    """The images of a version."""
+    with database.transaction() as session:
+        return rows.listed_members(session, version)
+
+
+def test_the_command_line_shows_the_benchmark(database: Database, storage: Storage) -> None:
+    """Versions with who and why, images, classes, what was withdrawn, and how much it notices."""
+    put(storage, "benchmark/ring/1.png", picture(1))
+    put(storage, "benchmark/cross/1.png", picture(2))
+    benchmark.freeze("Zoë", "first")
+    benchmark.withdraw(["benchmark/cross/1.png"], "Ada", "no cross")
+    run = CliRunner()
+
+    def told(*words: str) -> Any:
+        done = run.invoke(app, ["benchmark", *words, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0
+        return json.loads(done.stdout)
+
+    assert [(one["version"], one["frozen_by"], one["looks"]) for one in told("list")] == [
+        (2, "Ada", 0), (1, "Zoë", 0)]
+    newest, first = told("show"), told("show", "1")
+    assert newest["classes"] == {"ring": 1}
+    assert [one["why"] for one in newest["withdrawn"]] == ["no cross"]
+    assert (first["classes"], first["withdrawn"]) == ({"cross": 1, "ring": 1}, [])
+    assert "an equal version" in first["benchmark"]["power"]["sentence"]
+    shown = run.invoke(app, ["benchmark", "show", "1", "--images"], catch_exceptions=False)
+    assert "looked at 0 times" in " ".join(shown.stdout.split())  # however wide the terminal is
+    assert "benchmark/cross/1.png" in shown.stdout
+    with pytest.raises(BadBenchmark, match="there is no benchmark version 7"):
+        told("show", "7")

@@ -51,9 +51,10 @@ def test_each_verb_has_help_with_an_example(verb: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("versions", "--json"), ("status", "--json"), ("plan", "--set", "epochs=3")],
+    [("--help",), ("versions", "--json"), ("status", "--json"), ("log", "--json"),
+     ("benchmark", "list", "--json"), ("plan", "--set", "epochs=3")],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_light_verbs_import_nothing_heavy(
     words: tuple[str, ...], database: Database, storage: Storage
 ) -> None:
@@ -111,6 +112,8 @@ def test_doctor_names_what_is_wrong(
     ("words", "said"),
     [
         (("show", "77"), "there is no version 77"),
+        (("reject", "9", "--why", "x"), "there is no version 9"),
+        (("benchmark", "show"), "no benchmark is frozen"),
         (("intake", "revert", "9", "--why", "x"), "there is no batch 9"),
         (("intake", "accept", "9", "--why", "x"), "batch 9 is not a refused batch"),
         (("nightly", "--set", "epochs=-1"), "epochs=-1"),

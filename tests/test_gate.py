@@ -15,7 +15,10 @@ from vision.gate import (
     Check,
     Evidence,
     Limits,
+    Repeated,
+    SinceAnchor,
     Verdict,
+    _chance_of_equals,
     _family_chances,
     flips,
     judge,
@@ -69,6 +72,7 @@ def evidence(version: str, benchmark: Answers, **changes: object) -> Evidence:
         validation_accuracy=0.92,
         latency_seconds=0.02,
         latency_machine="here",
+        repeated=Repeated(64, 0.0),
     )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -144,9 +148,10 @@ def test_a_loss_of_three_points_is_promoted_at_most_one_time_in_twenty() -> None
 
 
 def test_equal_versions_are_refused_at_most_one_time_in_five() -> None:
-    """Over 400 draws of 1,000 images, and as often as the power of the benchmark foretold."""
+    """Over 400 draws of 1,000 images and two seeds, and as often as the power foretold."""
     random = np.random.default_rng(5)
-    refused = [not judge(*versions(*drawn(random, 1000, 0)), LIMITS).passed for _ in range(400)]
+    seeds = random.normal(0, 2**0.5 * LIMITS.seed_noise, 400)
+    refused = [not judge(*versions(*drawn(random, 1000, one)), LIMITS).passed for one in seeds]
     assert np.mean(refused) <= 0.20
     foretold = power([100] * 10, LIMITS, discordance=0.08).equal_refused
     assert np.mean(refused) == pytest.approx(foretold, abs=0.06)
@@ -155,13 +160,36 @@ def test_equal_versions_are_refused_at_most_one_time_in_five() -> None:
 def test_significantly_worse_fails_even_within_the_margin() -> None:
     """The paired test is exact, and one point of margin excuses no proven loss."""
     now, before = planted(4000, 30, 10)
-    verdict = judge(*versions(now, before), LIMITS)
+    verdict = judge(*versions(now, before), Limits(seed_noise=0))
     check = verdict.check("no worse")
     assert check is not None
     assert check.numbers["chance"] == pytest.approx(
         binomtest(30, 40, alternative="greater").pvalue)
     assert failed(verdict) == {"no worse"}
     assert "30 lost" in check.sentence
+
+
+def test_seed_noise_widens_the_standard_error_and_nothing_else() -> None:
+    """What another seed alone explains is not called worse; what it does not explain still is."""
+    within = planted(10_000, 110, 70)  # 0.4 points: three standard errors of the images alone
+    assert failed(judge(*versions(*within), Limits(seed_noise=0))) == {"no worse"}
+    assert judge(*versions(*within), Limits(seed_noise=0.003)).passed
+    beyond = planted(10_000, 140, 45)  # 0.95 points, within the margin
+    assert failed(judge(*versions(*beyond), Limits(seed_noise=0.003))) == {"no worse"}
+    over = planted(10_000, 141, 40)  # 1.01 points
+    assert "margin" in failed(judge(*versions(*over), Limits(seed_noise=0.5)))
+
+
+def test_equal_seeds_are_called_worse_as_rarely_as_promised() -> None:
+    """Pairs that differ by images and seed alone: at most the significance, and not far below."""
+    random = np.random.default_rng(9)
+    noise, images, worse = 0.003, 5000, []
+    for _ in range(2000):
+        drop = random.normal(0, 2**0.5 * noise)
+        lost = int(random.binomial(images, 0.03 + drop / 2))
+        gained = int(random.binomial(images, 0.03 - drop / 2))
+        worse.append(_chance_of_equals(lost, gained, images, noise) <= 0.05)
+    assert 0.02 <= np.mean(worse) <= 0.07
 
 
 def test_a_drop_beyond_the_margin_fails_even_when_not_proven() -> None:
@@ -174,7 +202,7 @@ def test_ten_nights_each_a_little_worse_are_stopped() -> None:
     """Nights of 0.4 points each pass alone; the sixth would make 2.4 points since the anchor."""
     summed, nights = 0.0, 0
     for _ in range(10):
-        verdict = judge(*versions(*planted(1000, 24, 20)), LIMITS, anchor_drop_sum=summed)
+        verdict = judge(*versions(*planted(1000, 24, 20)), LIMITS, SinceAnchor(summed, summed))
         if not verdict.passed:
             break
         check = verdict.check("margin")
@@ -187,11 +215,128 @@ def test_ten_nights_each_a_little_worse_are_stopped() -> None:
 
 
 def test_an_unknown_sum_since_the_anchor_fails() -> None:
-    """A sum that is absent or NaN stops the candidate."""
+    """A sum that is absent or NaN stops the candidate, and nobody may override it."""
     now, before = planted(1000, 0, 0)
     for unknown in (None, math.nan, math.inf):
-        verdict = judge(*versions(now, before), LIMITS, anchor_drop_sum=unknown)
-        assert failed(verdict) == {"slide"}
+        for since, name in (
+            (SinceAnchor(drop=unknown), "slide"),
+            (SinceAnchor(whole_drop=unknown), "crowding"),
+            (SinceAnchor(doublings=unknown), "crowding"),
+        ):
+            verdict = judge(*versions(now, before), LIMITS, since)
+            assert failed(verdict) == {name}
+            assert not verdict.approved({name}).passed
+
+
+# a class list that grows
+
+
+def grown(
+    known: int, new: int, crowded: int, forgotten: int, confused: int = 0
+) -> tuple[Evidence, Evidence]:
+    """Give a champion of `known` classes, always right, and a candidate with `new` more.
+
+    Of the candidate's answers on known classes `crowded` go to a new class while the true one
+    comes second, and `forgotten` to another known class. Each class has 20 images, and of each
+    new one `confused` are wrong.
+    """
+    names = tuple(f"class {index:03d}" for index in range(known + new))
+    labels = labels_of(dict.fromkeys(names, 20))
+    true = np.repeat(np.arange(known + new), 20)
+    second = (true + 1) % known
+    top = np.stack([true, second], 1)
+    old = np.flatnonzero(true < known)[:: max(1, known * 20 // (crowded + forgotten + 1))]
+    for place, row in enumerate(old[: crowded + forgotten]):
+        top[row] = (known + place % new, true[row]) if place < crowded else (second[row], true[row])
+    for one in range(known, known + new):
+        rows = np.flatnonzero(true == one)[:confused]
+        top[rows] = top[rows][:, ::-1]
+    given = np.where(top[:, 0] == true, 0.9, 0.1).astype(np.float32)
+    candidate = Answers(
+        images=tuple(f"{index:064x}" for index in range(len(labels))),
+        labels=tuple(labels), class_names=names, top=top,
+        confidences=np.tile(np.array([0.9, 0.1], np.float32), (len(labels), 1)),
+        label_confidence=given,
+    )
+    champion = answers_of(labels, true < known, names[:known])
+    return evidence("v2", candidate), evidence("v1", champion)
+
+
+def test_what_new_classes_take_is_not_called_forgetting() -> None:
+    """41 new classes beside 60 may cost 4 points of known images; forgetting as many may not."""
+    verdict = judge(*grown(60, 41, crowded=48, forgotten=0), LIMITS)
+    assert verdict.passed
+    crowding = verdict.check("crowding")
+    assert crowding is not None
+    assert crowding.numbers["cost"] == pytest.approx(0.04)
+    assert "41 classes more to choose from cost 4 points" in crowding.sentence
+    margin = verdict.check("margin")
+    assert margin is not None
+    assert margin.numbers["drop"] == 0
+    assert failed(judge(*grown(60, 41, crowded=0, forgotten=48), LIMITS)) == {
+        "no worse", "margin", "slide"}
+
+
+def test_what_new_classes_take_is_bounded_by_how_the_list_grows() -> None:
+    """Past the allowance for its doublings it fails, and one class more earns next to nothing."""
+    assert failed(judge(*grown(60, 41, crowded=60, forgotten=0), LIMITS)) == {"crowding"}
+    assert failed(judge(*grown(60, 1, crowded=15, forgotten=0), LIMITS)) == {"crowding"}
+    assert judge(*grown(60, 1, crowded=12, forgotten=0), LIMITS).passed
+
+
+def test_growing_class_by_class_earns_no_more_than_at_once() -> None:
+    """Twenty nights of one new class each, 0.9 points dearer every time, are stopped."""
+    since, nights = SinceAnchor(), 0
+    for known in range(60, 80):
+        verdict = judge(*grown(known, 1, crowded=round(0.009 * 20 * known), forgotten=0),
+                        LIMITS, since)
+        if not verdict.passed:
+            break
+        crowding, margin = verdict.check("crowding"), verdict.check("margin")
+        assert crowding is not None
+        assert margin is not None
+        since = SinceAnchor(
+            (since.drop or 0) + (margin.numbers["drop"] or 0),
+            (since.whole_drop or 0) + (crowding.numbers["drop"] or 0),
+            (since.doublings or 0) + (crowding.numbers["doublings"] or 0),
+        )
+        nights += 1
+    assert failed(verdict) == {"crowding"}
+    assert 2 <= nights <= 4
+
+
+def test_a_class_that_a_new_one_swallows_still_stops() -> None:
+    """Among known columns all is well; in use the class is gone, and that is what counts."""
+    candidate, champion = grown(60, 41, crowded=0, forgotten=0)
+    assert candidate.benchmark is not None
+    top = candidate.benchmark.top.copy()
+    top[:20] = (60, 0)  # all images of class 0
+    given = candidate.benchmark.label_confidence.copy()
+    given[:20] = 0.1
+    swallowed = replace(candidate.benchmark, top=top, label_confidence=given)
+    verdict = judge(replace(candidate, benchmark=swallowed), champion, LIMITS)
+    assert verdicts(verdict)["margin"] == "passed"
+    assert {"dead classes", "class recall"} <= failed(verdict)
+    top[:5] = (0, 1)
+    given[:5] = 0.9
+    swallowed = replace(candidate.benchmark, top=top, label_confidence=given)
+    assert failed(judge(replace(candidate, benchmark=swallowed), champion, LIMITS)) == {
+        "class recall"}
+
+
+def test_answers_among_some_classes_count_what_is_not_known_as_wrong() -> None:
+    """The best of those classes within the top k; where none of them is kept, nothing is right."""
+    names = ("a", "b", "c", "d")
+    one = Answers(
+        images=("1", "2", "3"), labels=("a", "a", "a"), class_names=names,
+        top=np.array([[2, 0], [1, 0], [2, 3]]),
+        confidences=np.tile(np.array([0.5, 0.3], np.float32), (3, 1)),
+        label_confidence=np.array([0.3, 0.3, 0.1], np.float32),
+    )
+    assert one.correct.tolist() == [False, False, False]
+    assert one.correct_among(("a", "b")).tolist() == [True, False, False]
+    assert one.correct_among(("a",)).tolist() == [True, True, False]
+    assert one.correct_among(names).tolist() == one.correct.tolist()
 
 
 # classes
@@ -300,6 +445,26 @@ def test_a_new_class_has_its_own_floor_on_the_benchmark() -> None:
     verdict = judge(*new_class(20, 9), LIMITS)
     assert failed(verdict) == {"new classes"}
     assert "9 of 20" in sentence(verdict, "new classes")
+
+
+def test_one_weak_class_of_many_new_ones_stops_only_when_it_surely_is() -> None:
+    """2 of 5 right is chance among 41 classes, and listed; none right, or 2 of 20, is not."""
+    def with_first(images: int, right: int) -> Verdict:
+        names = tuple(f"class {index:03d}" for index in range(101))
+        labels = labels_of(dict.fromkeys(names[:60], 5) | {names[60]: images}
+                           | dict.fromkeys(names[61:], 5))
+        known = np.ones(len(labels), np.bool_)
+        flags = known.copy()
+        flags[300 + right:300 + images] = False
+        return judge(evidence("v2", answers_of(labels, flags, names)),
+                     evidence("v1", answers_of(labels, known, names[:60])), LIMITS)
+
+    assert with_first(5, 2).passed
+    assert verdicts(with_first(5, 2))["new classes"] == "undecidable"
+    assert "class 060 (2 of 5 right" in sentence(with_first(5, 2), "new classes")
+    assert failed(with_first(5, 0)) == {"new classes"}
+    assert failed(with_first(20, 2)) == {"new classes"}
+    assert failed(judge(*grown(60, 41, 0, 0, confused=11), LIMITS)) == {"new classes"}
 
 
 def test_a_new_class_without_benchmark_images_is_unproven() -> None:
@@ -417,6 +582,49 @@ def test_a_nan_among_the_answers_fails() -> None:
     assert "1 figures not finite" in sentence(verdict, "answers")
 
 
+def test_what_does_not_repeat_its_answers_fails() -> None:
+    """Not loaded again, nothing answered, another answer or none that is a number."""
+    candidate, champion = versions(*planted(1000, 0, 0))
+    for again in (None, Repeated(0, 0.0), Repeated(64, 0.01), Repeated(64, math.nan)):
+        verdict = judge(replace(candidate, repeated=again), champion, LIMITS)
+        assert failed(verdict) == {"reproduction"}
+        assert not verdict.approved({"reproduction"}).passed
+    assert judge(candidate, replace(champion, repeated=None), LIMITS).passed
+
+
+def test_a_rejected_version_fails() -> None:
+    """A person's word is a check like the others, which another person may override."""
+    candidate, champion = versions(*planted(1000, 0, 0))
+    verdict = judge(replace(candidate, rejected="Rejected by Zoë."), champion, LIMITS)
+    assert failed(verdict) == {"rejection"}
+    assert verdict.approved({"rejection"}).passed
+
+
+def test_a_person_overrides_only_what_was_measured_and_seen() -> None:
+    """Margin and gap may pass if they were seen; dead classes and absent figures never."""
+    candidate, champion = versions(*planted(1000, 60, 0))
+    poor = judge(replace(candidate, validation_accuracy=0.6), champion, LIMITS)
+    assert failed(poor) == {"no worse", "margin", "slide", "gap", "calibration"}
+    approved = poor.approved(failed(poor))
+    assert approved.passed
+    assert {check.name for check in approved.overridden} == failed(poor)
+    assert failed(poor.approved({"no worse", "margin", "slide", "calibration"})) == {"gap"}
+    everything = set(verdicts(poor)) | {"dead classes", "gap", "answers", "runtime"}
+    for wrong in (
+        replace(candidate, validation_accuracy=None),
+        replace(candidate, latency_seconds=math.nan),
+        replace(candidate, runtime="elsewhere"),
+        replace(candidate, evaluated_digest="other"),
+        replace(candidate, benchmark=None),
+    ):
+        assert not judge(wrong, champion, LIMITS).approved(everything).passed
+    labels = labels_of(dict.fromkeys(TEN, 100))
+    dead = np.ones(1000, np.bool_)
+    dead[:100] = False
+    verdict = judge(*versions(dead, np.ones(1000, np.bool_), labels), LIMITS)
+    assert failed(verdict.approved(everything)) == {"dead classes"}
+
+
 def test_broken_calibration_fails() -> None:
     """Beyond the bound, or within it but worse than the champion by more than allowed."""
     labels = [TEN[index % 10] for index in range(1000)]
@@ -497,7 +705,7 @@ def test_no_random_evidence_passes_with_a_failed_check() -> None:
                 one = replace(one, **{name: spoilt[name]})  # type: ignore[arg-type]
             sides.append(one)
         champion = sides[1] if random.random() < 0.8 else None
-        verdict = judge(sides[0], champion, LIMITS, float(random.normal(0, 0.02)))
+        verdict = judge(sides[0], champion, LIMITS, SinceAnchor(float(random.normal(0, 0.02))))
         assert verdict.checks
         assert verdict.passed == (not verdict.failed)
         for check in verdict.checks:

@@ -188,6 +188,40 @@ REFUSED: dict[str, tuple[list[str], str]] = {
             (", under another name", "nightly", "fk_versions_parent_id"),
         )
     },
+    "1: a night that overrides a check": (
+        [AGAIN.format(passed="true", digest="checkpoint_digest"),
+         CHECKED.format(verdict="overridden"), DEPLOY.format(purpose="'nightly'", previous=NEWEST)],
+        "overridden check that nobody may override here",
+    ),
+    "1: an approval that overrides what nobody may": (
+        [AGAIN.format(passed="true", digest="checkpoint_digest"),
+         CHECKED.format(verdict="overridden").replace("'one'", "'dead classes'"),
+         DEPLOY.format(purpose="'nightly'", previous=NEWEST).replace("'promotion'", "'approval'")],
+        "overridden check that nobody may override here",
+    ),
+    "1: a rollback to what never served": (
+        [AGAIN.format(passed="true", digest="checkpoint_digest"), CHECKED.format(verdict="passed"),
+         DEPLOY.format(purpose="'nightly'", previous=NEWEST).replace("'promotion'", "'rollback'")],
+        "never served by this verdict",
+    ),
+    "1: a night that deploys what a person rejected": (
+        ["INSERT INTO rejections (version_id, rejected_by, why) VALUES (2, 'a test', 'no')",
+         DEPLOY.format(purpose="'nightly'", previous=NEWEST)],
+        "only an approval lets it serve",
+    ),
+    "1: a control version that a night deploys": (
+        [MADE.format(purpose="control"), DEPLOY.format(purpose="'control'", previous=NEWEST)],
+        "ck_deployments_kind_fits_purpose",
+    ),
+    "1: a nightly version that is adopted": (
+        [DEPLOY.format(purpose="'nightly'", previous=NEWEST).replace("'promotion'", "'adoption'")],
+        "ck_deployments_kind_fits_purpose",
+    ),
+    "1: a rejection taken back": (
+        ["INSERT INTO rejections (version_id, rejected_by, why) VALUES (1, 'a test', 'no')",
+         "DELETE FROM rejections"],
+        "written once",
+    ),
     "1: a version that becomes throw-away later": (
         ["UPDATE versions SET purpose = 'throwaway' WHERE id = 1"], "can no longer change"
     ),

@@ -186,7 +186,7 @@ AFTERWARDS: dict[str, tuple[list[str], str]] = {
     "answers deleted": ([f"DELETE FROM answers WHERE evaluation_id = {MINE}"], "no recorded answ"),
     "half of them deleted": (
         [f"DELETE FROM answers WHERE evaluation_id = {MINE} AND label IN ('ring', 'cross')"],
-        "cannot repeat its answers",
+        "no recorded answers to repeat, or not all",
     ),
     "answers changed": (
         [f"""UPDATE answers SET top_confidences = ARRAY[0.4, 0.3, 0.2, 0.1]::real[],

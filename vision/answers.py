@@ -129,6 +129,16 @@ class Answers:
         """Whether the best class is the true one, [N]; never for a class that is not known."""
         return np.asarray(self.top[:, 0] == self._label_index())
 
+    def correct_among(self, names: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Whether the best of these classes is the true one, [N]: as if there were no others.
+
+        An image whose k best are all others counts as wrong: nothing is known of the rest.
+        """
+        chosen = set(names)
+        allowed = np.array([name in chosen for name in self.class_names])[self.top]
+        best = self.top[np.arange(len(self)), allowed.argmax(axis=1)]
+        return np.asarray(allowed.any(axis=1) & (best == self._label_index()))
+
     @property
     def confidence(self) -> npt.NDArray[np.float32]:
         """Probability of the best class, [N]."""
