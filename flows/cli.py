@@ -333,7 +333,7 @@ def evaluate(version: Annotated[int, typer.Argument(help="The version's number."
     from tasks import evaluation
 
     if library:
-        evaluation.evaluate_library(version)
+        evaluation.evaluate_whole_library(version)
     else:
         evaluation.evaluate_again(version, precision)
         diagrams.keep(version)

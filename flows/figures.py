@@ -46,10 +46,9 @@ def facts(version_id: int) -> dict[str, Any]:
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         found = evaluations.of_version(session, version_id)
-        line = versions.lineage(session, version_id)
+        line = versions.ancestry(session, version_id)
         main = decisive(found)
-        accuracies = version.training_accuracy, version.validation_accuracy
-        training, validation = accuracies
+        training, validation = version.training_accuracy, version.validation_accuracy
         return {
             "evaluations": [asdict(one) for one in found],
             "decisive": subject(main) if main else None,
@@ -121,14 +120,13 @@ def between(share: float | None, low: float | None, high: float | None) -> str:
 
 def _show_overview(known: dict[str, Any]) -> None:
     table(
-        ["on", "images", "accuracy", "top 5", "mean recall", "mean F1", "calibration"],
+        ["on", "images", "accuracy", "top 5", "mean F1", "calibration"],
         (
             (
                 on,
                 str(one["images"]),
                 between(one["accuracy"], one["accuracy_low"], one["accuracy_high"]),
                 between(one["top5_accuracy"], one["top5_low"], one["top5_high"]),
-                percent(one["mean_recall"]),
                 percent(one["mean_f1"]),
                 _calibration(one),
             )
@@ -160,7 +158,7 @@ def sentences(known: dict[str, Any]) -> Iterator[str]:
     named = " → ".join(str(one) for one in line[-MOST_ANCESTORS:])
     if len(line) > MOST_ANCESTORS:
         named = f"… → {named}"
-    yield f"Lineage: {named}, {len(line) - 1} below its root."
+    yield f"Lineage: version {named}, depth {len(line)}."
     newest = max((one["benchmark_version"] or 0 for one in known["thresholds"]), default=0)
     for one in known["thresholds"]:
         fitted = one["subject"] == "validation"
@@ -172,47 +170,43 @@ def sentences(known: dict[str, Any]) -> Iterator[str]:
 def _show_transfer(known: dict[str, Any]) -> None:
     if known["parent"] is None:
         return
-    parent = known["parent"]
-    rows = []
-    for on, one in known["transfer"].items():
-        if one is None:
-            rows.append((on, "not known: no image that both answered", *[""] * 6))
-            continue
-        ends = f" [{100 * one['change_low']:+.1f}, {100 * one['change_high']:+.1f}]"
-        rows.append((
-            on,
-            str(one["images"]),
-            percent(one["before"] / one["images"]),
-            percent(one["now"] / one["images"]),
-            f"{one['lost']}/{one['gained']}",
-            f"{100 * one['change']:+.1f}{ends}",
-            f"{100 * one['backward_transfer']:+.1f}",
-            f"{100 * one['forgetting']:.1f}",
-        ))  # fmt: skip
-    table(
-        ["on", "images", f"of {parent}", "now", "lost/won", "change", "transfer", "forgetting"],
-        rows,
-        f"Against its parent, version {parent}, on images of classes that both know (points)",
-    )
-    # class by class where most images are
-    told = max(
-        (one for one in known["transfer"].values() if one),
-        key=lambda one: one["images"],
-        default=None,
-    )
-    losers = [one for one in told["classes"] if one["now"] < one["before"]] if told else []
-    if losers:
-        Console().print(
-            escape(
-                "Forgotten most: "
-                + ", ".join(
-                    f"{one['name']} ({one['before']} to {one['now']} right of {one['images']})"
-                    for one in losers[:MOST_FORGOTTEN]
+    measured = {on: one for on, one in known["transfer"].items() if one}
+    if measured:
+        table(
+            ["on", "images", "before", "now", "lost/won", "change", "transfer", "forgot"],
+            (
+                (
+                    on,
+                    str(one["images"]),
+                    percent(one["before"] / one["images"]),
+                    percent(one["now"] / one["images"]),
+                    f"{one['lost']}/{one['gained']}",
+                    f"{100 * one['change']:+.1f} [{100 * one['change_low']:+.0f}, "
+                    f"{100 * one['change_high']:+.0f}]",
+                    f"{100 * one['backward_transfer']:+.1f}",
+                    f"{100 * one['forgetting']:.1f}",
                 )
-                + (f" and {len(losers) - MOST_FORGOTTEN} more classes\n"
-                   if len(losers) > MOST_FORGOTTEN else "\n")
-            )
-        )  # fmt: skip
+                for on, one in measured.items()
+            ),
+            f"Against its parent, version {known['parent']}, where both answered and know the "
+            r"class \[points]",
+        )
+    for on in set(known["transfer"]) - set(measured):
+        Console().print(f"What it forgot on {on} is not known: no image that both answered.\n")
+    _show_forgotten(max(measured.values(), key=lambda one: one["images"], default=None))
+
+
+def _show_forgotten(change: dict[str, Any] | None) -> None:
+    """The classes that lost most, where most images tell."""
+    losers = [one for one in change["classes"] if one["now"] < one["before"]] if change else []
+    if not losers:
+        return
+    named = ", ".join(
+        f"{one['name']} ({one['before']} to {one['now']} right of {one['images']})"
+        for one in losers[:MOST_FORGOTTEN]
+    )
+    more = len(losers) - MOST_FORGOTTEN
+    Console().print(escape(f"Forgotten most: {named}{f' and {more} more' if more > 0 else ''}\n"))
 
 
 def _show_weakest(known: dict[str, Any]) -> None:

@@ -176,15 +176,19 @@ def get(session: Session, version_id: int) -> VersionRow:
     return VersionRow(*row)
 
 
-def lineage(session: Session, version_id: int) -> list[int]:
-    """A version's ancestors from the first on, itself last: each started from the one before."""
+def ancestry(session: Session, version_id: int) -> list[int]:
+    """The versions whose weights a version goes back to, the first on top and itself last.
+
+    What was trained from scratch begins a line, whatever it was compared with.
+    """
     rows = session.scalars(
         text(
             """
             WITH RECURSIVE line AS (
-                SELECT id, parent_id FROM versions WHERE id = :version
+                SELECT id, parent_id, plan FROM versions WHERE id = :version
                 UNION ALL
-                SELECT v.id, v.parent_id FROM versions v JOIN line ON v.id = line.parent_id)
+                SELECT v.id, v.parent_id, v.plan FROM versions v JOIN line ON v.id = line.parent_id
+                WHERE line.plan->>'recipe' <> 'scratch')
             SELECT id FROM line ORDER BY id
             """
         ),

@@ -68,7 +68,7 @@ def evaluate(
     candidate = start(loaded[version_id], engine)
     with timed(run_id, "evaluate") as facts, storing() as keep:
         facts["engine"] = engine.name
-        facts["images"] = _evaluate_held_out(run_id, version_id, listed, new, candidate, keep)
+        facts["images"] = _evaluate_library(run_id, version_id, listed, new, candidate, keep)
     with timed(run_id, "benchmark") as facts, storing() as keep:
         facts["images"] = _evaluate_benchmark(version_id, candidate, frozen.version, run_id, keep)
         if champion_id is not None:
@@ -96,7 +96,7 @@ def evaluate_again(version_id: int, precision: float = PRECISION) -> int:
     images = sum(len(listed.images[split]) for split in ("validation", "test")) + frozen.images
     answering = start(loaded, choose_engine(loaded, images))
     with progress("evaluate", images) as advance:
-        done = _evaluate_held_out(None, version_id, listed, {}, answering, store, advance)
+        done = _evaluate_library(None, version_id, listed, {}, answering, store, advance)
         _evaluate_benchmark(
             version_id, answering, frozen.version, None, store, lambda more: advance(done + more)
         )
@@ -104,7 +104,7 @@ def evaluate_again(version_id: int, precision: float = PRECISION) -> int:
     return images
 
 
-def evaluate_library(version_id: int) -> int:
+def evaluate_whole_library(version_id: int) -> int:
     """Score a version on every usable image of the library; answers how many there are.
 
     Images of the training split are in-sample: it or an ancestor may have learned them by heart,
@@ -164,7 +164,7 @@ def _verified(
     return {where: one for where, one in measured.items() if one is not None}
 
 
-def _evaluate_held_out(
+def _evaluate_library(
     run_id: int | None,
     version_id: int,
     listed: Listed,
