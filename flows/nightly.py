@@ -65,7 +65,8 @@ def nightly(
 ) -> Outcome:
     """Take in what is new, train a candidate from the champion, deploy it if the gate says so.
 
-    precision: what the answers at or above the candidate's threshold shall reach. A night that fails anywhere changes nothing that serves. Raises what stopped it.
+    precision: what the answers at or above the candidate's threshold shall reach. A night that
+    fails anywhere changes nothing that serves. Raises what stopped it.
     """
     with one_night("nightly", plan) as night:
         run_id = night.run_id

@@ -429,7 +429,7 @@ def record_threshold(
         {"version": version_id, "wished": wished},
     )
     rows: dict[tuple[str, int | None], Threshold | None] = {("validation", None): fitted}
-    rows |= verified
+    rows |= dict(sorted(verified.items(), key=lambda one: (one[0][1] or 0)))
     for (subject, benchmark_version), one in rows.items():
         session.execute(
             insert(ThresholdTable).values(
