@@ -52,6 +52,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="One field of the plan, as FIELD=VALUE (VALUE is JSON or text)."),
 ]
+Precision = Annotated[
+    float, typer.Option(help="What its threshold shall reach: a share of answers that are right.",
+                        min=0.001, max=1)
+]  # fmt: skip
 
 
 def main() -> None:
@@ -363,7 +367,7 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
                 help="Let new classes serve that the benchmark does not hold yet.")] = False,
             retire: Annotated[list[str] | None, typer.Option(
                 help="A class that may vanish and be lost; may be repeated.")] = None,
-            as_json: Json = False) -> None:  # fmt: skip
+            precision: Precision = 0.95, as_json: Json = False) -> None:  # fmt: skip
     """Run one night now: intake, training, evaluation, gate, deployment.
 
     Example: regraft nightly --set epochs=5 --set cutoff=20
@@ -375,7 +379,7 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
     from vision.gate import Limits
 
     limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
-    outcome = flow(plan=plan, limits=limits)
+    outcome = flow(plan=plan, limits=limits, precision=precision)
     _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
     code = {"refused": 3, "stopped": 4}.get(outcome.state, 0)
     if code:
@@ -396,6 +400,32 @@ def show_plan(plan_file: PlanFile = None, fields: Set = None, as_json: Json = Fa
 
     _table(["field", "value", "meaning"], (map(escape, row) for row in plan.told()))
     _say(f"digest {plan.digest()}")
+
+
+@app.command()
+def evaluate(version: Annotated[int, typer.Argument(help="The version's number.")],
+             library: Annotated[bool, typer.Option(
+                 help="Score every usable image of the library instead; training images are "
+                      "in-sample.")] = False,
+             precision: Precision = 0.95, as_json: Json = False) -> None:  # fmt: skip
+    """Score a version now: validation, test and newest benchmark, with its threshold fitted anew.
+
+    Example: regraft evaluate 7 --precision 0.98
+    """
+    _say_as_it_goes(not as_json)
+    from flows import diagrams, figures
+    from tasks import evaluation
+
+    if library:
+        evaluation.evaluate_whole_library(version)
+    else:
+        evaluation.evaluate_again(version, precision)
+        diagrams.keep(version)
+    known = figures.facts(version)
+    if as_json:
+        _print_json(known)
+    else:
+        figures.show(known)
 
 
 @app.command()
@@ -615,7 +645,7 @@ def _became(row: Any) -> str:
 @app.command()
 def show(version: Annotated[int, typer.Argument(help="The version's number.")],
          pictures: Annotated[Path | None, typer.Option(
-             help="Write its Grad-CAM overlays and its night's profile here.")] = None,
+             help="Write Grad-CAM overlays, reliability, confusions and its night here.")] = None,
          as_json: Json = False) -> None:  # fmt: skip
     """Show one version: plan, figures, the gate's checks, weakest classes, time of each step.
 

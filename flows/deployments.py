@@ -46,6 +46,7 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows.nightly import nightly
+from flows.scoring import weekly
 from infra import database
 from infra.database import Busy, run_lock
 from records import runs
@@ -81,11 +82,12 @@ def serve(plan: Plan, cron: str, timezone: str) -> None:
     try:
         prefect.serve(
             deployment,
+            weekly(timezone),
             # A redeployment must not leave the schedule paused.
             pause_on_shutdown=False,
-            # Not 1: a run that is due meanwhile must reach the server, whose limit cancels it;
-            # held back here it would start late, as a backlog.
-            limit=2,
+            # One more than there are: a run that is due meanwhile must reach the server, whose
+            # limit cancels it; held back here it would start late, as a backlog.
+            limit=3,
             heartbeat_seconds=HEARTBEAT_SECONDS,
         )
     finally:

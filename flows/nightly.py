@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from prefect import flow
+from pydantic import Field
 
 from flows import report
 from infra import database
@@ -21,6 +23,10 @@ from tasks.training import train_version, write_candidate
 from tasks.validation import check_batch, settle_gone
 from vision.gate import Limits
 from vision.plan import Plan
+from vision.scores import PRECISION
+
+# refused before a night begins, and not when its candidate is trained
+Wished = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,16 @@ class Night:
 
 # A failed run's error is stored whatever is asked; as JSON it cannot run code when it is read.
 @flow(name="nightly", flow_run_name=report.run_name, retries=0, result_serializer="json")
-def nightly(plan: Plan = Plan(), rules: Rules = Rules(), limits: Limits = Limits()) -> Outcome:  # noqa: B008  (frozen, and shown as defaults in Prefect)
+def nightly(
+    plan: Plan = Plan(),  # noqa: B008  (frozen, and shown as defaults in Prefect)
+    rules: Rules = Rules(),  # noqa: B008
+    limits: Limits = Limits(),  # noqa: B008
+    precision: Wished = PRECISION,
+) -> Outcome:
     """Take in what is new, train a candidate from the champion, deploy it if the gate says so.
 
-    A night that fails anywhere changes nothing that serves. Raises what stopped it.
+    precision: what the answers at or above the candidate's threshold shall reach. A night that
+    fails anywhere changes nothing that serves. Raises what stopped it.
     """
     with one_night("nightly", plan) as night:
         run_id = night.run_id
@@ -71,7 +83,7 @@ def nightly(plan: Plan = Plan(), rules: Rules = Rules(), limits: Limits = Limits
         candidate = write_candidate(run_id, "nightly", snapshot, plan, champion)
         report.name_run(candidate)
         train_version(run_id, candidate)
-        evaluate(run_id, candidate, champion)
+        evaluate(run_id, candidate, champion, precision)
         passed = judge(run_id, candidate, limits)
         explain(run_id, candidate, champion)
         if passed:  # the last act, so that a night which fails anywhere has changed nothing

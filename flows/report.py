@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect import get_client
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -12,7 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
-from flows import timeline
+from flows import diagrams, figures, timeline
 from infra import database
 from records import (
     batches,
@@ -73,6 +74,7 @@ def publish(run_id: int, state: str, reason: str, version_id: int | None) -> Non
     log.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
+        diagrams.keep(version_id)
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:
@@ -131,10 +133,13 @@ def _version(session: Session, version_id: int) -> list[str]:
         f"{version.architecture}, {len(version.class_names)} classes, parent {parent}, "
         f"snapshot `{version.snapshot_digest[:12]}`, plan `{version.plan_digest[:12]}`.",
         "",
-        "| on | images | accuracy | 95% interval | calibration error |",
-        "|---|---:|---:|---|---:|",
+        "| on | images | accuracy | 95% interval | mean F1 | calibration error | by chance |",
+        "|---|---:|---:|---|---:|---:|---:|",
     ]
     lines += [_evaluation(row) for row in evaluations.of_version(session, version_id)]
+    known = figures.facts(version_id)
+    lines += ["", *(f"- {_inert(one)}" for one in figures.sentences(known))]
+    lines += _transfer(known) + _confusions(known)
     judged = deployments.verdict(session, version_id)
     if judged:
         frozen = benchmark.current(session)
@@ -184,16 +189,52 @@ def _flips(session: Session, judged: VerdictRow) -> list[str]:
 
 
 def _evaluation(row: EvaluationRow) -> str:
-    subject = row.subject
-    if row.benchmark_version is not None:
-        subject = f"benchmark {row.benchmark_version}"
+    subject = figures.subject(row)
     if row.batch_id is not None:
-        subject = f"new images (batch {row.batch_id})"
-    calibration = "" if row.calibration_error is None else f"{row.calibration_error:.3f}"
+        subject = f"new images ({subject})"
+    mean_f1, error, by_chance = (
+        "" if value is None else form.format(value)
+        for form, value in (
+            ("{:.1%}", row.mean_f1),
+            ("{:.3f}", row.calibration_error),
+            ("{:.3f}", row.calibration_by_chance),
+        )
+    )
     return (
         f"| {subject} | {row.images} | {row.accuracy:.1%} | "
-        f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%} | {calibration} |"
+        f"{row.accuracy_low:.1%} to {row.accuracy_high:.1%} | {mean_f1} | {error} | {by_chance} |"
     )
+
+
+def _transfer(known: dict[str, Any]) -> list[str]:
+    """What was forgotten and gained against the parent, in one line for each set of images."""
+    if known["parent"] is None:
+        return []
+    lines = [""]
+    for on, one in known["transfer"].items():
+        against = f"Against version {known['parent']} on {on}"
+        if one is None:
+            lines.append(f"- {against}: not known, no image that both answered.")
+            continue
+        lines.append(
+            f"- {against}, {one['images']} images of classes that both know: {one['lost']} lost, "
+            f"{one['gained']} gained, {100 * one['change']:+.1f} points "
+            f"({100 * one['change_low']:+.1f} to {100 * one['change_high']:+.1f}); backward transfer "
+            f"{100 * one['backward_transfer']:+.1f}, forgetting {100 * one['forgetting']:.1f} "
+            "points per class."
+        )
+    return lines
+
+
+def _confusions(known: dict[str, Any]) -> list[str]:
+    wrong = known["confusions"].get(known["decisive"]) or []
+    if not wrong:
+        return []
+    named = ", ".join(
+        f"{_inert(one['label'])} as {_inert(one['predicted'])} ({one['images']})"
+        for one in wrong[: figures.MOST_CONFUSED]
+    )
+    return ["", f"Confused most often on {known['decisive']}: {named}."]
 
 
 def _inert(text: str) -> str:

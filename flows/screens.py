@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from flows import timeline
+from flows import figures, timeline
+from flows.figures import percent
 from flows.grid import table
 from infra import database
 from records import (
@@ -27,32 +28,21 @@ from records import (
     versions,
 )
 
-WEAKEST = 10
 MOST_REFUSALS = 40
 MOST_FLIPS = 20
 BAR = 16  # characters for a whole night
 
 
-def percent(share: float | None) -> str:
-    """A share as a percentage, or nothing where it was not measured."""
-    return "" if share is None else f"{share:.1%}"
-
-
 def version_facts(version_id: int) -> dict[str, Any]:
     """Everything about one version; `steps` and `profile` are those of its newest night."""
-    night = timeline.of_version(version_id)
+    night, known = timeline.of_version(version_id), figures.facts(version_id)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         judged = deployments.verdict(session, version_id)
-        found = evaluations.of_version(session, version_id)
         return {
             "version": asdict(version),
             "epochs": [asdict(one) for one in versions.epochs(session, version_id)],
-            "evaluations": [asdict(one) for one in found],
-            "classes": {
-                one.subject: [asdict(row) for row in evaluations.class_scores(session, one.id)]
-                for one in found
-            },
+            **known,
             "verdict": asdict(judged) if judged else None,
             "checks": [
                 {"name": one.name, "verdict": one.verdict, "numbers": dict(one.numbers),
@@ -95,20 +85,7 @@ def show_version(version_id: int) -> None:
         ),
         facts["rejected"] or version["reason"],
     )
-    table(
-        ["on", "images", "accuracy", "95% interval", "top 5", "calibration"],
-        (
-            (
-                one["subject"] + (f" {one['benchmark_version'] or one['batch_id'] or ''}"),
-                str(one["images"]),
-                percent(one["accuracy"]),
-                f"{percent(one['accuracy_low'])} to {percent(one['accuracy_high'])}",
-                percent(one["top5_accuracy"]),
-                "" if one["calibration_error"] is None else f"{one['calibration_error']:.3f}",
-            )
-            for one in facts["evaluations"]
-        ),
-    )
+    figures.show(facts)
     marks = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "undecidable": "?",
              "overridden": "[yellow]![/yellow]"}  # fmt: skip
     if facts["checks"]:
@@ -119,21 +96,6 @@ def show_version(version_id: int) -> None:
             "The gate",
         )  # fmt: skip
     _show_flips(facts["flips"], facts["verdict"])
-    weakest = facts["classes"].get("test", [])[:WEAKEST]
-    table(
-        ["class", "images", "recall", "95% interval", "precision"],
-        (
-            (
-                escape(one["name"]),
-                str(one["images"]),
-                percent(one["recall"]),
-                f"{percent(one['recall_low'])} to {percent(one['recall_high'])}",
-                percent(one["precision"]),
-            )
-            for one in weakest
-        ),
-        "Weakest classes on test images",
-    )
     _show_epochs(facts["epochs"])
     _show_profile(timeline.of_version(version_id))
     short = [one for one in facts["snapshot"] if one["lacks"]]
@@ -141,7 +103,7 @@ def show_version(version_id: int) -> None:
         named = ", ".join(f"{escape(one['class_name'])} lacks {one['lacks']}" for one in short[:20])
         console.print(f"Under the cutoff: {named}" + (" …" if len(short) > 20 else ""))
     console.print(
-        f"{facts['gradcams']} Grad-CAM maps and the night's profile as a picture: "
+        f"{facts['gradcams']} Grad-CAM maps, reliability, confusions and the night as pictures: "
         f"`regraft show {version_id} --pictures FOLDER`"
     )
 
@@ -214,19 +176,26 @@ def _show_profile(night: timeline.Profile) -> None:
 
 
 def write_pictures(version_id: int, folder: Path) -> int:
-    """Write the night's profile and every stored Grad-CAM map into a folder; answers how many."""
+    """Write profile, reliability, confusions and every Grad-CAM map into a folder; answers how many.
+
+    Figures are drawn as they are now: the version may have been evaluated again since its night.
+    """
+    from flows import diagrams
     from tasks import checkpoints
     from tasks.explanation import drawn
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "profile.png").write_bytes(timeline.picture(version_id))
+    pictures = diagrams.drawn(version_id)
+    for name, body in pictures.items():
+        (folder / f"{name}.png").write_bytes(body)
     with database.connect().transaction() as session:
         rows = evaluations.gradcams(session, version_id)
     loaded = checkpoints.load(version_id)
     for number, row in enumerate(rows):
         words = f"{number:03d} {row.reason} {row.label} as {row.predicted} for {row.target}"
         drawn(loaded, row).save(folder / f"{_file_name(words)}.png")
-    return len(rows) + 1 + _write_flips(version_id, folder)
+    return len(rows) + len(pictures) + 1 + _write_flips(version_id, folder)
 
 
 def _write_flips(version_id: int, folder: Path) -> int:

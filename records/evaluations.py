@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -13,9 +13,25 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from infra.database import copy_lines, copy_text
-from records.tables import Evaluation, EvaluationClass, GradCam
+from records.tables import Evaluation, EvaluationClass, GradCam, ReliabilityBin
+from records.tables import Threshold as ThresholdTable
 from vision.answers import Answers, BadAnswers
-from vision.scores import ClassScore, Scores
+from vision.scores import (
+    Bin,
+    ClassScore,
+    ClassTransfer,
+    Confusion,
+    Scores,
+    Threshold,
+    Transfer,
+    transfer,
+)
+
+# the overall figures of `Scores` that are columns of their own
+FIGURES = (
+    "images", "accuracy", "accuracy_low", "accuracy_high", "top5_accuracy", "top5_low",
+    "top5_high", "mean_recall", "mean_f1", "loss", "calibration_error", "calibration_by_chance",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,8 +49,13 @@ class EvaluationRow:
     accuracy_low: float
     accuracy_high: float
     top5_accuracy: float | None
+    top5_low: float | None
+    top5_high: float | None
+    mean_recall: float | None
+    mean_f1: float | None
     loss: float | None
     calibration_error: float | None
+    calibration_by_chance: float | None
     runtime: dict[str, Any]
     created_at: datetime
 
@@ -93,17 +114,16 @@ def record(
             subject=subject,
             benchmark_version=benchmark_version,
             batch_id=batch_id,
-            images=scores.images,
-            accuracy=scores.accuracy,
-            accuracy_low=scores.accuracy_low,
-            accuracy_high=scores.accuracy_high,
-            top5_accuracy=scores.top5_accuracy,
-            loss=scores.loss,
-            calibration_error=scores.calibration_error,
             runtime=runtime,
+            **{name: getattr(scores, name) for name in FIGURES},
         )
         .returning(Evaluation.id)
     ).scalar_one()
+    if scores.bins:
+        session.execute(
+            insert(ReliabilityBin),
+            [{"evaluation_id": evaluation_id, **asdict(one)} for one in scores.bins],
+        )
     if scores.classes:
         session.execute(
             insert(EvaluationClass),
@@ -244,18 +264,201 @@ def answers(session: Session, evaluation_id: int, class_names: list[str]) -> Ans
 
 def class_scores(session: Session, evaluation_id: int) -> list[ClassScore]:
     """The per-class figures of an evaluation, the weakest recall first."""
+    names = [name for name in ClassScore.__dataclass_fields__ if name != "name"]
+    columns = [EvaluationClass.class_name, *(getattr(EvaluationClass, name) for name in names)]
+    query = select(*columns).where(EvaluationClass.evaluation_id == evaluation_id)
+    query = query.order_by(EvaluationClass.recall.nulls_last(), EvaluationClass.class_name)
+    return [ClassScore(*row) for row in session.execute(query)]
+
+
+def reliability(session: Session, evaluation_id: int) -> list[Bin]:
+    """How sure and how right an evaluation's answers were, from the least sure to the surest."""
+    columns = [getattr(ReliabilityBin, name) for name in Bin.__dataclass_fields__]
+    query = select(*columns).where(ReliabilityBin.evaluation_id == evaluation_id)
+    return [Bin(*row) for row in session.execute(query.order_by(ReliabilityBin.low))]
+
+
+def confusions(session: Session, evaluation_id: int, most: int | None = None) -> list[Confusion]:
+    """Each pair of true and wrongly answered class, the most frequent first."""
     rows = session.execute(
         text(
             """
-            SELECT class_name, images, correct, predicted, precision, recall, f1, recall_low,
-                   recall_high
-            FROM evaluation_classes WHERE evaluation_id = :evaluation
-            ORDER BY recall NULLS LAST, class_name
+            SELECT label, predicted, count(*) AS images,
+                   count(*)::double precision / (SELECT images FROM evaluation_classes c
+                       WHERE c.evaluation_id = a.evaluation_id AND c.class_name = a.label)
+            FROM answers a WHERE evaluation_id = :evaluation AND NOT correct
+            GROUP BY evaluation_id, label, predicted
+            ORDER BY images DESC, label COLLATE "C", predicted COLLATE "C" LIMIT :most
             """
         ),
-        {"evaluation": evaluation_id},
+        {"evaluation": evaluation_id, "most": most},
     )
-    return [ClassScore(*row) for row in rows]
+    return [Confusion(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class SplitScore:
+    """How much of one split of the library was answered right, of the classes the version knows.
+
+    split: as the image was given it at intake; `train` is in-sample: the version or one of its
+    ancestors may have learned these very images.
+    """
+
+    split: str
+    images: int
+    correct: int
+
+
+def by_split(session: Session, evaluation_id: int, class_names: list[str]) -> list[SplitScore]:
+    """An evaluation of library images, split by split."""
+    rows = session.execute(
+        text(
+            """
+            SELECT i.split, count(*), count(*) FILTER (WHERE a.correct)
+            FROM answers a JOIN images i USING (sha256)
+            WHERE a.evaluation_id = :evaluation AND a.label = ANY(:known)
+            GROUP BY i.split
+            ORDER BY array_position(ARRAY['train', 'validation', 'test', 'held'], i.split)
+            """
+        ),
+        {"evaluation": evaluation_id, "known": class_names},
+    )
+    return [SplitScore(*row) for row in rows]
+
+
+def transfer_between(
+    session: Session, version_id: int, parent_id: int, subject: str
+) -> Transfer | None:
+    """What a version lost and gained against its parent on the images of a subject.
+
+    Only images whose stored answers of both have the same label, of a class that both know; of the
+    benchmark, each version's newest answers. None where they have no image in common.
+    """
+    rows = session.execute(
+        text(
+            """
+            WITH newest AS (
+                SELECT DISTINCT ON (version_id) version_id, id FROM evaluations
+                WHERE subject = :subject AND version_id IN (:version, :parent)
+                ORDER BY version_id, benchmark_version DESC, id DESC),
+            shared AS (
+                SELECT unnest(class_names) AS name FROM versions WHERE id = :version
+                INTERSECT
+                SELECT unnest(class_names) FROM versions WHERE id = :parent)
+            SELECT now.label, count(*), count(*) FILTER (WHERE before.correct),
+                   count(*) FILTER (WHERE now.correct),
+                   count(*) FILTER (WHERE before.correct AND NOT now.correct),
+                   count(*) FILTER (WHERE now.correct AND NOT before.correct)
+            FROM answers now
+            JOIN answers before ON before.sha256 = now.sha256 AND before.label = now.label
+            WHERE now.evaluation_id = (SELECT id FROM newest WHERE version_id = :version)
+              AND before.evaluation_id = (SELECT id FROM newest WHERE version_id = :parent)
+              AND now.label IN (SELECT name FROM shared)
+            GROUP BY now.label
+            """
+        ),
+        {"version": version_id, "parent": parent_id, "subject": subject},
+    )
+    return transfer(ClassTransfer(*row) for row in rows)
+
+
+@dataclass(frozen=True)
+class ThresholdRow:
+    """A version's threshold for a wished precision, and what it is worth on one set of images.
+
+    The row of `validation` is the fit; its confidence is None where none reaches the wish. The
+    figures are None where no answer is so sure.
+    """
+
+    wished: float
+    subject: str
+    benchmark_version: int | None
+    confidence: float | None
+    precision: float | None
+    precision_low: float | None
+    precision_high: float | None
+    answered: int
+    images: int
+    fitted_at: datetime
+
+    @property
+    def coverage(self) -> float:
+        """The share of the images that is answered, 0..1."""
+        return self.answered / self.images if self.images else 0.0
+
+    @property
+    def sentence(self) -> str:
+        """What a person needs to know, with counts."""
+        on = self.subject
+        if self.benchmark_version is not None:
+            on = f"benchmark {self.benchmark_version}"
+        if self.confidence is None:
+            return (f"No confidence reaches a precision of {self.wished:.1%} on the {self.images} "
+                    "validation images: there is no threshold.")  # fmt: skip
+        at = f"At a confidence of {self.confidence:.3f} or more"
+        if self.precision is None or self.precision_low is None or self.precision_high is None:
+            return f"{at} none of the {self.images} images of {on} is answered."
+        verdict = "which it was fitted to"
+        if self.subject != "validation":
+            verdict = "not told apart from"
+            verdict = "above" if self.precision_low > self.wished else verdict
+            verdict = "BELOW" if self.precision_high < self.wished else verdict
+            verdict = f"{verdict} the wished {self.wished:.1%}"
+        return (
+            f"{at} the precision on {on} is {self.precision:.1%} [{self.precision_low:.1%}, "
+            f"{self.precision_high:.1%}], coverage {self.coverage:.1%} ({self.answered} of "
+            f"{self.images}): {verdict}."
+        )
+
+
+def wishes(session: Session, version_id: int) -> set[float]:
+    """The precisions for which a version has thresholds, or is known to have none."""
+    return set(
+        session.scalars(
+            text("SELECT DISTINCT wished FROM thresholds WHERE version_id = :version"),
+            {"version": version_id},
+        )
+    )
+
+
+def record_threshold(
+    session: Session,
+    version_id: int,
+    wished: float,
+    fitted: Threshold | None,
+    validation_images: int,
+    verified: Mapping[tuple[str, int | None], Threshold],
+) -> None:
+    """Keep a threshold in place of the one it had: its fit, and its worth by (subject, version)."""
+    session.execute(
+        text("DELETE FROM thresholds WHERE version_id = :version AND wished = :wished"),
+        {"version": version_id, "wished": wished},
+    )
+    rows: dict[tuple[str, int | None], Threshold | None] = {("validation", None): fitted}
+    rows |= dict(sorted(verified.items(), key=lambda one: (one[0][1] or 0)))
+    for (subject, benchmark_version), one in rows.items():
+        session.execute(
+            insert(ThresholdTable).values(
+                version_id=version_id,
+                wished=wished,
+                subject=subject,
+                benchmark_version=benchmark_version,
+                confidence=one.confidence if one else None,
+                precision=one.precision if one else None,
+                precision_low=one.precision_low if one else None,
+                precision_high=one.precision_high if one else None,
+                answered=one.answered if one else 0,
+                images=one.images if one else validation_images,
+            )
+        )
+
+
+def thresholds(session: Session, version_id: int) -> list[ThresholdRow]:
+    """A version's thresholds, wish by wish: the fit, then the test split, then the benchmarks."""
+    columns = [getattr(ThresholdTable, name) for name in ThresholdRow.__dataclass_fields__]
+    query = select(*columns).where(ThresholdTable.version_id == version_id)
+    query = query.order_by(ThresholdTable.wished, ThresholdTable.id)
+    return [ThresholdRow(*row) for row in session.execute(query)]
 
 
 @dataclass(frozen=True)

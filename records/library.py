@@ -43,6 +43,23 @@ def class_mix(session: Session) -> dict[str, int]:
     return {name: count for name, count in rows}  # noqa: C416  (dict(Row) is typed less well)
 
 
+def usable(session: Session) -> list[tuple[str, str, str, str]]:
+    """(sha256, class, key, ETag) of every usable image whose bytes lie in S3 now, by sha256."""
+    rows = session.execute(
+        text(
+            """
+            SELECT DISTINCT ON (i.sha256) i.sha256, c.name, o.key, o.etag
+            FROM images i
+            JOIN classes c ON c.id = i.class_id
+            JOIN objects o ON o.sha256 = i.sha256 AND o.gone_at IS NULL
+                 AND o.state <> 'quarantined'
+            WHERE i.withdrawn_at IS NULL ORDER BY i.sha256, o.id
+            """
+        )
+    )
+    return [tuple(row) for row in rows]
+
+
 def log_change(
     session: Session,
     run_id: int | None,

@@ -463,6 +463,7 @@ class Version(Base):
         share("training_accuracy"),
         share("validation_accuracy"),
         finite("latency_seconds"),
+        finite("temperature"),
         UniqueConstraint("id", "purpose"),
         UniqueConstraint("id", "checkpoint_digest"),
         # The same work is never done twice: a killed night finds its candidate again.
@@ -497,6 +498,7 @@ class Version(Base):
     training_accuracy: Mapped[float | None]
     validation_accuracy: Mapped[float | None]
     latency_seconds: Mapped[float | None]
+    temperature: Mapped[float | None]
     created_at: Mapped[datetime] = now()
     trained_at: Mapped[datetime | None]
 
@@ -544,7 +546,12 @@ class Evaluation(Base):
         share("accuracy_low"),
         share("accuracy_high"),
         share("top5_accuracy"),
+        share("top5_low"),
+        share("top5_high"),
+        share("mean_recall"),
+        share("mean_f1"),
         share("calibration_error"),
+        share("calibration_by_chance"),
         finite("loss"),
         Index(
             "one_evaluation",
@@ -568,8 +575,13 @@ class Evaluation(Base):
     accuracy_low: Mapped[float]
     accuracy_high: Mapped[float]
     top5_accuracy: Mapped[float | None]
+    top5_low: Mapped[float | None]
+    top5_high: Mapped[float | None]
+    mean_recall: Mapped[float | None]
+    mean_f1: Mapped[float | None]
     loss: Mapped[float | None]
     calibration_error: Mapped[float | None]
+    calibration_by_chance: Mapped[float | None]
     runtime: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = now()
 
@@ -584,6 +596,10 @@ class EvaluationClass(Base):
         share("f1"),
         share("recall_low"),
         share("recall_high"),
+        share("precision_low"),
+        share("precision_high"),
+        share("f1_low"),
+        share("f1_high"),
     )
 
     evaluation_id: Mapped[int] = mapped_column(
@@ -598,6 +614,84 @@ class EvaluationClass(Base):
     f1: Mapped[float | None]
     recall_low: Mapped[float | None]
     recall_high: Mapped[float | None]
+    precision_low: Mapped[float | None]
+    precision_high: Mapped[float | None]
+    f1_low: Mapped[float | None]
+    f1_high: Mapped[float | None]
+
+
+class ReliabilityBin(Base):
+    """How right the answers of one band of confidence were, above `low` and at most `high`."""
+
+    __tablename__ = "reliability_bins"
+    __table_args__ = (
+        share("low"),
+        share("high"),
+        share("confidence"),
+        share("accuracy"),
+        share("accuracy_low"),
+        share("accuracy_high"),
+    )
+
+    evaluation_id: Mapped[int] = mapped_column(
+        ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
+    )
+    low: Mapped[float] = mapped_column(primary_key=True)
+    high: Mapped[float]
+    images: Mapped[int]
+    confidence: Mapped[float]
+    accuracy: Mapped[float]
+    accuracy_low: Mapped[float]
+    accuracy_high: Mapped[float]
+
+
+class Threshold(Base):
+    """The confidence that gives a wished precision on validation, and what it gives elsewhere.
+
+    The row of `validation` is the fit; without a confidence it says that none reaches the wish.
+    """
+
+    __tablename__ = "thresholds"
+    __table_args__ = (
+        one_of("subject", ("validation", "test", "benchmark")),
+        CheckConstraint(
+            "(subject = 'benchmark') = (benchmark_version IS NOT NULL)", name="benchmark_named"
+        ),
+        CheckConstraint("confidence IS NOT NULL OR subject = 'validation'", name="fitted_first"),
+        CheckConstraint(
+            "(precision IS NULL) = (answered = 0) AND (precision IS NULL) = (precision_low IS NULL)"
+            " AND (precision IS NULL) = (precision_high IS NULL)",
+            name="precision_of_answers",
+        ),
+        CheckConstraint("answered BETWEEN 0 AND images", name="answered_of_images"),
+        share("wished"),
+        share("precision"),
+        share("precision_low"),
+        share("precision_high"),
+        finite("confidence"),
+        Index(
+            "one_threshold",
+            "version_id",
+            "wished",
+            "subject",
+            "benchmark_version",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+    id: Mapped[int] = number()
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    wished: Mapped[float]
+    subject: Mapped[str]
+    benchmark_version: Mapped[int | None] = mapped_column(ForeignKey("benchmarks.version"))
+    confidence: Mapped[float | None]
+    precision: Mapped[float | None]
+    precision_low: Mapped[float | None]
+    precision_high: Mapped[float | None]
+    answered: Mapped[int]
+    images: Mapped[int]
+    fitted_at: Mapped[datetime] = now()
 
 
 class Answer(Base):

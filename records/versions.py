@@ -45,6 +45,7 @@ class VersionRow:
     training_accuracy: float | None
     validation_accuracy: float | None
     latency_seconds: float | None
+    temperature: float | None
     created_at: datetime
     trained_at: datetime | None
 
@@ -121,8 +122,12 @@ def trained(
     machine: dict[str, Any],
     training_accuracy: float,
     validation_accuracy: float | None,
+    temperature: float | None = None,
 ) -> None:
-    """Write the finished training down; the checkpoint must lie in S3 before."""
+    """Write the finished training down; the checkpoint must lie in S3 before.
+
+    temperature: what the head's weights were divided by; None where they were left as they are.
+    """
     session.execute(
         update(Version)
         .where(Version.id == version_id, Version.state == "training")
@@ -133,6 +138,7 @@ def trained(
             machine=machine,
             training_accuracy=training_accuracy,
             validation_accuracy=validation_accuracy,
+            temperature=temperature,
             trained_at=func.now(),
         )
     )
@@ -177,3 +183,24 @@ def get(session: Session, version_id: int) -> VersionRow:
     if row is None:
         raise UnknownVersion(f"there is no version {version_id}: `regraft versions` lists them")
     return VersionRow(*row)
+
+
+def ancestry(session: Session, version_id: int) -> list[int]:
+    """The versions whose weights a version goes back to, the first on top and itself last.
+
+    What was trained from scratch begins a line, whatever it was compared with.
+    """
+    rows = session.scalars(
+        text(
+            """
+            WITH RECURSIVE line AS (
+                SELECT id, parent_id, plan FROM versions WHERE id = :version
+                UNION ALL
+                SELECT v.id, v.parent_id, v.plan FROM versions v JOIN line ON v.id = line.parent_id
+                WHERE line.plan->>'recipe' <> 'scratch')
+            SELECT id FROM line ORDER BY id
+            """
+        ),
+        {"version": version_id},
+    )
+    return list(rows)

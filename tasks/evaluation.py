@@ -1,28 +1,36 @@
-"""Evaluation: what a version answers on validation, test, benchmark and the night's new images."""
+"""Evaluation: what a version answers on validation, test, benchmark and the night's new images.
+
+On request also on the whole library, and again with another wished precision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from infra import database, settings
-from records import batches, benchmark, evaluations, objects, runs, versions
+from records import batches, benchmark, evaluations, library, objects, runs, versions
 from tasks import checkpoints, pixels, snapshot
+from tasks.progress import progress
 from tasks.snapshot import Listed
 from tasks.step import reading, timed
 from tasks.training import machine
 from vision.answers import Answers
 from vision.calibration import Calibration
 from vision.network import Loaded
-from vision.prediction import Forward, latency, predict
+from vision.prediction import Forward, Gatherable, latency, predict
 from vision.runtime import Engine, choose, named, ready
-from vision.scores import score
+from vision.scores import PRECISION, Threshold, at_or_above, score, threshold
 
 Sources = Mapping[str, tuple[str, str | None]]
 Keep = Callable[..., None]
+Advance = Callable[[int], None]
 
 LATENCY_ROUNDS = 3
 
@@ -37,11 +45,13 @@ class Answering:
 
 
 @reading("evaluate")
-def evaluate(run_id: int, version_id: int, champion_id: int | None) -> None:
+def evaluate(
+    run_id: int, version_id: int, champion_id: int | None, precision: float = PRECISION
+) -> None:
     """Score the candidate everywhere and the champion on the benchmark, in one process.
 
     Both answer the benchmark here, image by image and in one engine, so that nothing but the
-    weights differs.
+    weights differs. precision: what the candidate's threshold shall reach, above 0, at most 1.
     """
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
@@ -64,17 +74,104 @@ def evaluate(run_id: int, version_id: int, champion_id: int | None) -> None:
         if champion_id is not None:
             champion = start(loaded[champion_id], engine)
             _evaluate_benchmark(champion_id, champion, frozen.version, run_id, keep)
+    with timed(run_id, "thresholds"):
+        settle_thresholds(version_id, precision, run_id)
+        if champion_id is not None:
+            settle_thresholds(champion_id, None, run_id)
     with timed(run_id, "latency"):
         _measure_latency(run_id, loaded)
 
 
+def evaluate_again(version_id: int, precision: float = PRECISION) -> int:
+    """Score a version on validation, test and the newest benchmark; answers how many images.
+
+    Its threshold for this precision is fitted anew. For versions of any purpose and age: those of
+    before a benchmark grew, or that no night has judged.
+    """
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+        frozen = benchmark.current(session)
+    loaded = checkpoints.load(version_id)
+    listed = snapshot.read(version.snapshot_digest)
+    images = sum(len(listed.images[split]) for split in ("validation", "test")) + frozen.images
+    answering = start(loaded, choose_engine(loaded, images))
+    with progress("evaluate", images) as advance:
+        done = _evaluate_library(None, version_id, listed, {}, answering, store, advance)
+        _evaluate_benchmark(
+            version_id, answering, frozen.version, None, store, lambda more: advance(done + more)
+        )
+    settle_thresholds(version_id, precision)
+    return images
+
+
+def evaluate_whole_library(version_id: int) -> int:
+    """Score a version on every usable image of the library; answers how many there are.
+
+    Images of the training split are in-sample: it or an ancestor may have learned them by heart,
+    so that their answers prove nothing about new images, and hide wrong labels.
+    """
+    with database.connect().transaction() as session:
+        rows = library.usable(session)
+    loaded = checkpoints.load(version_id)
+    answering = start(loaded, choose_engine(loaded, len(rows)))
+    sources = {sha256: (key, etag) for sha256, _, key, etag in rows}
+    with progress("score the library", len(rows)) as advance:
+        answers = answers_of(
+            answering, sources, list(sources), [name for _, name, _, _ in rows], advance
+        )
+    store(None, version_id, "library", answers, answering.engine)
+    return len(rows)
+
+
+def settle_thresholds(
+    version_id: int, precision: float | None = None, run_id: int | None = None
+) -> None:
+    """Fit a version's thresholds on its validation answers, and verify them on all others stored.
+
+    For this precision and for each that was wished of the version before.
+    """
+    with database.connect().transaction() as session:
+        if run_id is not None:
+            runs.fence(session, run_id)
+        names = versions.get(session, version_id).class_names
+        wished = evaluations.wishes(session, version_id)
+        wished |= {precision} if precision is not None else set()
+        found = {
+            (one.subject, one.benchmark_version): evaluations.answers(session, one.id, names)
+            for one in evaluations.of_version(session, version_id)
+            if wished and one.subject in ("validation", "test", "benchmark")
+        }
+        validation = found.pop(("validation", None), None)
+        if validation is None:
+            return
+        for one in sorted(wished):
+            fitted = threshold(validation, one)
+            evaluations.record_threshold(
+                session, version_id, one, fitted, len(validation), _verified(fitted, found)
+            )
+
+
+def _verified(
+    fitted: Threshold | None, found: Mapping[tuple[str, int | None], Answers | None]
+) -> dict[tuple[str, int | None], Threshold]:
+    if fitted is None:
+        return {}
+    measured = {
+        where: at_or_above(answers, fitted.confidence)
+        for where, answers in found.items()
+        if answers is not None
+    }
+    return {where: one for where, one in measured.items() if one is not None}
+
+
 def _evaluate_library(
-    run_id: int,
+    run_id: int | None,
     version_id: int,
     listed: Listed,
     new: Mapping[int, list[tuple[str, str, str]]],
     candidate: Answering,
     keep: Keep,
+    advance: Advance | None = None,
 ) -> int:
     """Validation, test and new images, each answered once; answers how many there are.
 
@@ -87,7 +184,7 @@ def _evaluate_library(
     with database.connect().transaction() as session:
         sources = dict(objects.sources(session, [*labels, *fresh]))
     labels |= {sha256: name for sha256, name in fresh.items() if sha256 in sources}
-    answers = answers_of(candidate, sources, list(labels), list(labels.values()))
+    answers = answers_of(candidate, sources, list(labels), list(labels.values()), advance)
     for split in ("validation", "test"):
         keep(run_id, version_id, split, answers.only(listed.images[split]), candidate.engine)
     for batch_id, rows in new.items():
@@ -111,11 +208,17 @@ def evaluate_together(version_ids: list[int], benchmark_version: int) -> None:
     engine = choose_engine(loaded[version_ids[0]], images * len(loaded), len(loaded))
     for version_id, one in loaded.items():
         _evaluate_benchmark(version_id, start(one, engine), benchmark_version, None, store)
+        settle_thresholds(version_id)
     _measure_latency(None, loaded)
 
 
 def _evaluate_benchmark(
-    version_id: int, answering: Answering, benchmark_version: int, run_id: int | None, keep: Keep
+    version_id: int,
+    answering: Answering,
+    benchmark_version: int,
+    run_id: int | None,
+    keep: Keep,
+    advance: Advance | None = None,
 ) -> int:
     with database.connect().transaction() as session:
         members = benchmark.members(session, benchmark_version)
@@ -124,6 +227,7 @@ def _evaluate_benchmark(
         {one.sha256: (one.key, None) for one in members},
         [one.sha256 for one in members],
         [one.class_name for one in members],
+        advance,
     )
     keep(
         run_id, version_id, "benchmark", answers, answering.engine,
@@ -159,21 +263,43 @@ def answer(
 
 
 def answers_of(
-    answering: Answering, sources: Sources, images: list[str], labels: list[str]
+    answering: Answering,
+    sources: Sources,
+    images: list[str],
+    labels: list[str],
+    advance: Advance | None = None,
 ) -> Answers:
-    """Answers for images that S3 or the pixel cache holds, by a version that is ready."""
+    """Answers for images that S3 or the pixel cache holds, by a version that is ready.
+
+    advance: is told how many images have been gathered so far.
+    """
     loaded = answering.loaded
     with pixels.streamed(loaded.plan.geometry, {one: sources[one] for one in images}) as held:
         return predict(
             loaded.network,
             loaded.class_names,
-            held,
+            Counted(held, advance) if advance else held,
             images,
             labels,
             loaded.plan,
             settings.load().device,
             forward=answering.forward,
         )
+
+
+class Counted:
+    """Pixels that tell how many pictures were asked for so far."""
+
+    def __init__(self, pixels: Gatherable, advance: Advance) -> None:
+        self._pixels, self._advance = pixels, advance
+        self._done = 0
+
+    def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Pixels uint8 [N, side, side, 3] of these pictures, in their order."""
+        gathered = self._pixels.gather(images)
+        self._done += len(images)
+        self._advance(self._done)
+        return gathered
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
 from tasks.snapshot import Listed
 from tasks.step import reading, timed, training
-from vision import distributed
+from vision import distributed, temperature
 from vision import network as networks
 from vision.calibration import Calibration
 from vision.fitting import (
@@ -206,7 +206,12 @@ def _keep(
     held: Gatherable,
     workdir: Path,
 ) -> None:
-    path = workdir / "checkpoint.safetensors"
+    known, path = settings.load(), workdir / "checkpoint.safetensors"
+    # before it is saved: whoever loads the checkpoint answers with the same confidences
+    heat = temperature.calibrate(
+        fitted.network, held, listed.images["validation"], listed.labels["validation"], plan,
+        known.device,
+    )  # fmt: skip
     digest = networks.save(fitted.network, path, plan, listed.class_names)
     checkpoints.store(path, digest)
     sample = slice(None, None, max(1, len(listed.images["train"]) // TRAINING_SAMPLE))
@@ -217,7 +222,7 @@ def _keep(
         listed.images["train"][sample],
         listed.labels["train"][sample],
         plan,
-        settings.load().device,
+        known.device,
     )
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
@@ -236,6 +241,7 @@ def _keep(
             machine() | fitted.machine,
             float(seen.correct.mean()),
             fitted.validation_accuracy,
+            heat,
         )
 
 

@@ -6,17 +6,29 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from vision.answers import Answers
 from vision.scores import (
+    ClassTransfer,
     Scores,
     at_or_above,
     calibration_error,
     confusions,
+    f1_interval,
     interval,
+    reliability,
     score,
     threshold,
+    transfer,
 )
 
 
@@ -93,6 +105,21 @@ def test_agrees_with_scikit_learn() -> None:
     ):
         expected = peer(labels, predicted, labels=names, average=None)
         assert [getattr(row, figure) for row in scores.classes] == pytest.approx(expected)
+    assert scores.mean_recall == pytest.approx(
+        recall_score(labels, predicted, labels=names, average="macro")
+    )
+    assert scores.mean_f1 == pytest.approx(
+        f1_score(labels, predicted, labels=names, average="macro")
+    )
+    assert scores.top5_accuracy == pytest.approx(
+        top_k_accuracy_score(labels, rows, k=5, labels=names)
+    )
+    counted = np.zeros((6, 6), int)
+    for one in confusions(answers, most=36):
+        counted[names.index(one.label), names.index(one.predicted)] = one.images
+    wrong = confusion_matrix(labels, predicted, labels=names)
+    np.fill_diagonal(wrong, 0)
+    assert (counted == wrong).all()
     rows /= rows.sum(axis=1, keepdims=True)
     assert scores.loss == pytest.approx(log_loss(labels, rows, labels=names), rel=1e-5)
 
@@ -108,14 +135,23 @@ def test_no_figure_is_ever_nan() -> None:
             assert value is None or 0 <= value <= 1
         for row in scores.classes:
             assert (row.recall is None) == (row.images == 0)
+            if row.f1 is not None:
+                assert row.f1_low is not None
+                assert row.f1_high is not None
+                assert row.f1_low - 1e-12 <= row.f1 <= row.f1_high + 1e-12
 
 
 def shares(scores: Scores) -> list[float | None]:
     """Collect what a table would check to lie between 0 and 1."""
     found = [scores.accuracy, scores.accuracy_low, scores.accuracy_high, scores.top5_accuracy,
-             scores.calibration_error]
+             scores.top5_low, scores.top5_high, scores.mean_recall, scores.mean_f1,
+             scores.calibration_error, scores.calibration_by_chance]
     for row in scores.classes:
-        found += [row.precision, row.recall, row.f1, row.recall_low, row.recall_high]
+        found += [row.precision, row.recall, row.f1, row.recall_low, row.recall_high,
+                  row.precision_low, row.precision_high, row.f1_low, row.f1_high]
+    for one in scores.bins:
+        found += [one.low, one.high, one.confidence, one.accuracy, one.accuracy_low,
+                  one.accuracy_high]
     return found
 
 
@@ -213,6 +249,77 @@ def test_threshold_is_the_smallest_that_reaches_the_precision() -> None:
 def test_threshold_is_none_when_nothing_reaches_it() -> None:
     """A version wrong where it is surest, and everywhere else, has no threshold."""
     assert threshold(sure(["a", "a"], ["b", "b"], [0.9, 0.8])) is None
-    assert at_or_above(sure(["a"], ["a"], [0.9]), 0.99) is None
+    nobody = at_or_above(sure(["a"], ["a"], [0.9]), 0.99)
+    assert nobody is not None
+    # said as absent: no precision of 0, and none of 1
+    assert (nobody.answered, nobody.coverage, nobody.precision) == (0, 0.0, None)
     with pytest.raises(ValueError, match="precision=nan"):
         threshold(sure(["a"], ["a"], [0.9]), math.nan)
+
+
+def test_f1_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """Of 2,000 draws from known rates nearly 95% of the intervals hold the true F1."""
+    random = np.random.default_rng(4)
+    # a class of 30% of the images, found at 80%; other images are answered with it at 10%
+    share, found, wrongly = 0.3, 0.8, 0.1
+    precision = share * found / (share * found + (1 - share) * wrongly)
+    true = 2 * precision * found / (precision + found)
+    held = 0
+    for _ in range(2000):
+        images = random.binomial(200, share)
+        correct = random.binomial(images, found)
+        low, high = f1_interval(correct, images, correct + random.binomial(200 - images, wrongly))
+        held += low <= true <= high
+    assert 0.93 <= held / 2000 <= 0.97
+    assert f1_interval(0, 0, 0) is None
+    assert f1_interval(5, 5, 5)[1] == 1
+    assert f1_interval(0, 5, 5)[0] == 0
+
+
+def test_reliability_agrees_with_scikit_learn() -> None:
+    """The curve is scikit-learn's, and its intervals and counts are those of its bins."""
+    random = np.random.default_rng(5)
+    names = tuple(f"class {index}" for index in range(4))
+    labels = [names[index] for index in random.integers(0, 4, 300)]
+    answers = answers_of(labels, random.dirichlet(np.full(4, 0.4), 300).tolist(), names, 4)
+    bins = reliability(answers)
+    right, sure_of = calibration_curve(answers.correct, answers.confidence, n_bins=15)
+    assert [one.accuracy for one in bins] == pytest.approx(right)
+    assert [one.confidence for one in bins] == pytest.approx(sure_of, abs=1e-6)
+    assert sum(one.images for one in bins) == 300
+    for one in bins:
+        assert one.low < one.confidence <= one.high
+        assert interval(round(one.accuracy * one.images), one.images) == (
+            one.accuracy_low, one.accuracy_high,
+        )  # fmt: skip
+
+
+def test_calibration_by_chance_is_what_honest_answers_show() -> None:
+    """A version as right as it is sure shows on average the error that is put down to chance."""
+    random = np.random.default_rng(6)
+    confidence = random.uniform(0.5, 1, 120).tolist()
+    errors, expected = [], []
+    for _ in range(400):
+        predicted = ["a" if random.random() < share else "b" for share in confidence]
+        scores = score(sure(["a"] * 120, predicted, confidence))
+        errors.append(scores.calibration_error)
+        expected.append(scores.calibration_by_chance)
+    assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.05)
+    assert score(sure(["a"] * 5, ["a"] * 5, [1.0] * 5)).calibration_by_chance == 0
+
+
+def test_transfer_done_by_hand() -> None:
+    """Losses and gains are counted by class; gains of one class hide no losses of another."""
+    lost = ClassTransfer("old", images=10, before=9, now=6, lost=4, gained=1)
+    won = ClassTransfer("other", images=30, before=15, now=24, lost=0, gained=9)
+    found = transfer([won, lost])
+    assert found is not None
+    assert [one.name for one in found.classes] == ["old", "other"]
+    assert (found.images, found.before, found.now, found.lost, found.gained) == (40, 24, 30, 4, 10)
+    assert found.change == pytest.approx(6 / 40)
+    assert found.backward_transfer == pytest.approx((-0.3 + 0.3) / 2)
+    assert found.forgetting == pytest.approx(0.3 / 2)
+    # by Bonett and Price: the mean of pairs is (11 - 5) / 42
+    assert (found.change_low + found.change_high) / 2 == pytest.approx(6 / 42)
+    assert found.change_low < 0 < found.change < found.change_high
+    assert transfer([]) is None

@@ -8,7 +8,7 @@ import worlds
 from PIL import Image
 from worlds import Story
 
-from flows import cli, screens
+from flows import cli, diagrams, screens
 from infra.embedded import Addresses
 
 
@@ -26,8 +26,8 @@ def test_a_version_shows_where_its_night_went(
         screens.show_version(2)
     shown = capsys.readouterr().out
     assert shown.startswith("version 2 · nightly · trained · test_resnet · 4 classes")
+    assert max(len(line) for line in shown.splitlines()) <= 80
     told = shown[shown.index("Where the ") :].splitlines()
-    assert max(len(line) for line in told) <= 80
     lines = {line.strip().split("  ")[0]: line for line in told}
     for name in ("list", "fetch and decode", "train", "evaluate", "benchmark", "deploy"):
         assert name in lines, told
@@ -48,15 +48,19 @@ def test_facts_of_a_version_are_json(story: Story) -> None:
 
 
 def test_pictures_of_a_version_hold_its_profile(story: Story, tmp_path: Path) -> None:
-    """The night's profile lies beside the Grad-CAM overlays."""
+    """The night's profile and the pictures of its figures lie beside the Grad-CAM overlays."""
     with worlds.inside(story.done):
         count = screens.write_pictures(2, tmp_path / "new")
         gradcams = screens.version_facts(2)["gradcams"]
     written = {one.name for one in (tmp_path / "new").iterdir()}
-    assert "profile.png" in written
     flips = sum(name.startswith("flip ") for name in written)
-    assert len(written) == count == gradcams + 1 + flips
-    Image.open(tmp_path / "new" / "profile.png").load()
+    assert len(written) == count == gradcams + 3 + flips
+    for name in ("profile.png", "reliability.png", "confusion.png"):
+        assert name in written
+        Image.open(tmp_path / "new" / name).load()
+    for name in ("reliability", "confusion"):
+        kept = story.done.storage.read(diagrams.key(2, name))
+        assert kept == (tmp_path / "new" / f"{name}.png").read_bytes()
 
 
 def test_a_batch_is_shown_with_what_it_refused(
