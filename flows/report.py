@@ -12,7 +12,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
-from flows import timeline
+from flows import failures, timeline
 from infra import database
 from records import batches, benchmark, deployments, evaluations, objects, runs, snapshots, versions
 from records.evaluations import EvaluationRow
@@ -58,10 +58,11 @@ def verdict(version_id: int) -> tuple[str, str]:
 
 
 def publish(run_id: int, state: str, reason: str, version_id: int | None) -> None:
-    """Keep the night's profile; put checks and report on the Prefect page of the run."""
+    """Keep the pictures of the night; put checks and report on the Prefect page of the run."""
     log.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
+        failures.keep(version_id)
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -61,6 +61,11 @@ class Augmentation:
     rotation: largest angle in degrees, either way, 0 to 180.
     brightness, contrast, saturation: largest relative change, 0 to 1.
     blur, erase: probability of a Gaussian blur, and of a grey rectangle over part of the picture.
+    zoom_out: largest share of the side that a crop shows, 1 to 2 (above 1 the picture becomes
+    smaller, and its border is mirrored).
+    shift: how much farther a crop's middle may lie from the picture's than its size leaves room
+    for, as a share of the side, 0 to 0.5 (what lies beyond the border is mirrored).
+    jpeg: probability of the traces of a JPEG saved at low quality (10 to 50).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -73,12 +78,17 @@ class Augmentation:
     saturation: float = 0.2
     blur: float = 0.0
     erase: float = 0.0
+    zoom_out: float = 1.0
+    shift: float = 0.0
+    jpeg: float = 0.0
 
     def __post_init__(self) -> None:
         _truth(self, "flip")
         _number(self, "scale", 0.1, 1.0)
         _number(self, "rotation", 0.0, 180.0)
-        for name in ("brightness", "contrast", "saturation", "blur", "erase"):
+        _number(self, "zoom_out", 1.0, 2.0)
+        _number(self, "shift", 0.0, 0.5)
+        for name in ("brightness", "contrast", "saturation", "blur", "erase", "jpeg"):
             _number(self, name, 0.0, 1.0)
 
     @classmethod
@@ -94,7 +104,9 @@ class Plan:
     Rates are per optimizer step of one batch; `epochs` counts both phases of `two-phase`;
     `backbone_learning_rate` defaults to a tenth of `learning_rate` in the second phase of
     `two-phase` and to `learning_rate` itself in the other recipes; `weights` is a safetensors file
-    or `hub`; `mean` and `std` default to the network's own. Raises `BadPlan`.
+    or `hub`; `mean` and `std` default to the network's own. `class_augmentation` bends the
+    pictures of the classes it names in their own way instead of by `augmentation`; `targeted` lets
+    a night widen both by what the failure analysis of its parent found. Raises `BadPlan`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -125,6 +137,8 @@ class Plan:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
+    class_augmentation: dict[str, Augmentation] = field(default_factory=dict, hash=False)
+    targeted: bool = False
     cutoff: int = 40
     most: int | None = 1000
     seed: int = 0
@@ -171,6 +185,8 @@ class Plan:
     def _check_data(self) -> None:
         if not isinstance(self.augmentation, Augmentation):
             _refuse(self, "augmentation", "use an Augmentation")
+        _class_augmentation(self.class_augmentation)
+        _truth(self, "targeted")
         _whole(self, "cutoff", 1, 1_000_000_000)
         if self.most is not None:
             _whole(self, "most", 1, 1_000_000_000)
@@ -208,6 +224,12 @@ class Plan:
         """Whether the recipe makes no sense from random weights: a frozen random backbone."""
         return self.recipe == "two-phase"
 
+    def augmentation_of(self, labels: Sequence[str]) -> Augmentation | list[Augmentation]:
+        """How pictures of these classes are bent: one way for all, or one for each picture."""
+        if not self.class_augmentation:
+            return self.augmentation
+        return [self.class_augmentation.get(label, self.augmentation) for label in labels]
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
         """Read a plan back from JSON; what is missing has its default.
@@ -218,6 +240,12 @@ class Plan:
         bent = known.get("augmentation")
         if bent is not None and not isinstance(bent, Augmentation):
             known["augmentation"] = Augmentation.from_dict(bent)
+        own = known.get("class_augmentation")
+        if isinstance(own, Mapping):
+            known["class_augmentation"] = {
+                name: one if isinstance(one, Augmentation) else Augmentation.from_dict(one)
+                for name, one in own.items()
+            }
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -284,6 +312,14 @@ def _colour(owner: object, name: str, least: float, most: float) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _class_augmentation(own: object) -> None:
+    if not isinstance(own, dict) or not all(
+        isinstance(name, str) and name and isinstance(one, Augmentation)
+        for name, one in own.items()
+    ):
+        raise BadPlan(f"class_augmentation={own!r}: use a mapping of class names to Augmentations")
 
 
 def _json_arguments(arguments: object) -> None:
