@@ -13,11 +13,13 @@ from rich.markup import escape
 
 from flows.grid import table
 from infra import database
-from records import failures, versions
+from records import failures, objects, versions
 from vision.failures import TRANSFORMATIONS, Sensitivity, Transformation, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from vision.plan import Plan
 
 log = logging.getLogger("regraft")
 
@@ -33,7 +35,7 @@ def facts(version_id: int) -> dict[str, Any]:
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         doubts = failures.doubts(session, version_id)
-        keys = failures.keys(session, [one.sha256 for one in doubts])
+        sources = objects.sources(session, [one.sha256 for one in doubts])
         return {
             "analysis": asdict(failures.get(session, version_id)),
             "sensitivities": [
@@ -45,7 +47,10 @@ def facts(version_id: int) -> dict[str, Any]:
                 asdict(one)
                 for one in failures.confusions(session, version_id, "validation", MOST_CONFUSIONS)
             ],
-            "doubts": [asdict(one) | {"key": keys.get(one.sha256)} for one in doubts],
+            "doubts": [
+                asdict(one) | {"key": sources[one.sha256][0] if one.sha256 in sources else None}
+                for one in doubts
+            ],
             "parent": version.parent_id,
             "targeted": bool(version.plan.get("targeted")),
         }
@@ -88,6 +93,12 @@ def show(version_id: int) -> None:
     _show_doubts(console, found)
 
 
+def next_plan(version_id: int) -> Plan:
+    """The version's plan, aimed at what it fails at; raises `NotAnalysed`."""
+    with database.connect().transaction() as session:
+        return failures.next_plan(session, version_id)[0]
+
+
 def _show_plan(console: Console, found: dict[str, Any]) -> None:
     console.print("[bold]The next plan[/bold] (used where it says targeted=true)")
     if not found["changes"]:
@@ -106,7 +117,7 @@ def _show_doubts(console: Console, found: dict[str, Any]) -> None:
                for one in doubts[:MOST_DOUBTS]),
               "Labels to look at, the most doubtful first")  # fmt: skip
     looked = ", ".join(f"{count} of {subject}" for subject, count in doubted.items()) or "none"
-    more = f", {len(doubts) - MOST_DOUBTS} of them only in --json" if len(doubts) > MOST_DOUBTS else ""
+    more = f" ({MOST_DOUBTS} shown, all in --json)" if len(doubts) > MOST_DOUBTS else ""
     console.print(f"{len(doubts)} doubtful labels{more}; looked at: {looked}")
 
 
@@ -133,6 +144,9 @@ def keep(version_id: int) -> None:
     from infra import storage
 
     try:
+        with database.connect().transaction() as session:
+            if failures.find(session, version_id) is None:  # a flow that analyses nothing
+                return
         storage.connect().write(key(version_id), drawn(version_id))
     except Exception as error:
         # The night is decided; the same picture can be drawn from its rows at any time.

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from records import tables
-from vision.failures import Change, Derived, Sensitivity
-from vision.plan import Augmentation
+from records import tables, versions
+from vision.failures import Change, Derived, Sensitivity, aimed
+from vision.plan import Augmentation, Plan
 
 
 class NotAnalysed(LookupError):
@@ -140,26 +140,29 @@ def derived(session: Session, version_id: int) -> Derived:
     )
 
 
+def next_plan(
+    session: Session,
+    version_id: int,
+    plan: Plan | None = None,
+    class_names: Sequence[str] | None = None,
+) -> tuple[Plan, list[str]]:
+    """A plan, by default the version's own, aimed at what the version fails at, and the reasons.
+
+    class_names: what the plan will train, by default the version's classes. Raises `NotAnalysed`.
+    """
+    version = versions.get(session, version_id)
+    found = derived(session, version_id)
+    asked = Plan.from_dict(version.plan) if plan is None else plan
+    names = version.class_names if class_names is None else class_names
+    return aimed(asked, found, names), [one.sentence for one in found.changes]
+
+
 def doubts(session: Session, version_id: int) -> list[DoubtRow]:
     """The doubtful labels that a version's analysis found, the most doubtful first."""
     columns = [getattr(tables.LabelDoubt, name) for name in DoubtRow.__dataclass_fields__]
     query = select(*columns).where(tables.LabelDoubt.version_id == version_id)
     query = query.order_by(tables.LabelDoubt.score, tables.LabelDoubt.sha256)
     return [DoubtRow(*row) for row in session.execute(query)]
-
-
-def keys(session: Session, images: Sequence[str]) -> dict[str, str]:
-    """Where in S3 people find these images: one live key each."""
-    rows = session.execute(
-        text(
-            """
-            SELECT sha256, min(key) FROM objects
-            WHERE sha256 = ANY (:images) AND gone_at IS NULL GROUP BY sha256
-            """
-        ),
-        {"images": list(images)},
-    )
-    return {sha256: key for sha256, key in rows}
 
 
 def confusions(session: Session, version_id: int, subject: str, most: int) -> list[ConfusionRow]:

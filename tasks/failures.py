@@ -7,7 +7,6 @@ have a say in how the next version is trained.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
@@ -21,7 +20,7 @@ from tasks.progress import progress
 from tasks.step import reading, timed
 from vision.answers import Answers
 from vision.doubts import doubts
-from vision.failures import GRADES, aimed, derive, evenly, sensitivities
+from vision.failures import GRADES, derive, evenly, sensitivities
 from vision.grades import answered
 from vision.network import BadCheckpoint
 from vision.plan import Plan
@@ -138,37 +137,22 @@ def _rows(told: Answers, subject: str, answered_by: int) -> list[DoubtRow]:
     ]  # fmt: skip
 
 
-# --- the next plan ----------------------------------------------------------------------------
-
-
 @reading("aim")
 def aim(run_id: int, snapshot_digest: str, plan: Plan, parent_id: int | None) -> Plan:
-    """The plan with its bends widened by what its parent fails at, if it asks for that."""
+    """The plan with its bends widened by what its parent fails at, if it asks for that.
+
+    A parent that was never analysed is analysed now.
+    """
     if not plan.targeted or parent_id is None:
         return plan
     with timed(run_id, "aim") as facts:
         with database.connect().transaction() as session:
+            known = failures.find(session, parent_id)
+        if known is None:
+            analyse(parent_id, run_id=run_id)
+        with database.connect().transaction() as session:
             class_names = snapshots.class_names(session, snapshot_digest)
-        wider, reasons = next_plan(parent_id, plan, class_names)
+            aimed, reasons = failures.next_plan(session, parent_id, plan, class_names)
         facts.update(parent=parent_id, reasons=reasons)
         log.info("aimed at %d failures of version %d", len(reasons), parent_id)
-    return wider
-
-
-def next_plan(
-    version_id: int, plan: Plan | None = None, class_names: Sequence[str] | None = None
-) -> tuple[Plan, list[str]]:
-    """A plan (by default the version's own) aimed at what the version fails at, and the reasons.
-
-    A version that was never analysed is analysed now.
-    """
-    with database.connect().transaction() as session:
-        version = versions.get(session, version_id)
-        known = failures.find(session, version_id)
-    if known is None:
-        analyse(version_id)
-    with database.connect().transaction() as session:
-        derived = failures.derived(session, version_id)
-    names = version.class_names if class_names is None else class_names
-    asked = plan or Plan.from_dict(version.plan)
-    return aimed(asked, derived, names), [one.sentence for one in derived.changes]
+    return aimed

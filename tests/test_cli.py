@@ -97,6 +97,7 @@ def test_doctor_names_what_is_wrong(
     ("words", "said"),
     [
         (("show", "77"), "there is no version 77"),
+        (("failures", "77"), "there is no version 77"),
         (("intake", "revert", "9", "--why", "x"), "there is no batch 9"),
         (("intake", "accept", "9", "--why", "x"), "batch 9 is not a refused batch"),
         (("nightly", "--set", "epochs=-1"), "epochs=-1"),

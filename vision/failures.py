@@ -7,7 +7,7 @@ other wrongly say anything. No torch here: records and the command line read thi
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -211,13 +211,11 @@ def derive(found: Iterable[Sensitivity], plan: Plan) -> Derived:
 
 def widest(one: Augmentation, other: Augmentation) -> Augmentation:
     """The first with every field that a transformation trains at the wider of the two."""
-    return replace(
-        one,
-        **{
-            each.field: _wider(each, getattr(one, each.field), getattr(other, each.field))
-            for each in TRANSFORMATIONS
-        },
-    )
+    wide: dict[str, Any] = {
+        each.field: _wider(each, getattr(one, each.field), getattr(other, each.field))
+        for each in TRANSFORMATIONS
+    }
+    return replace(one, **wide)
 
 
 def aimed(plan: Plan, derived: Derived, class_names: Iterable[str]) -> Plan:
@@ -285,7 +283,8 @@ def _widen(
         wide = _wider(transformation, now, transformation.first)
         if wide == now:  # the realistic strengths were trained already, and it was not enough
             wide = _wider(transformation, now, transformation.last)
-        after = replace(after, **{transformation.field: wide})
+        values: dict[str, Any] = {transformation.field: wide}
+        after = replace(after, **values)
         sentence = _sentence(one, transformation, now, wide, general)
         changes.append(
             Change(name, one.transformation, transformation.field, now, wide, sentence)
