@@ -103,7 +103,7 @@ def test_what_one_class_loses_widens_its_own() -> None:
     assert derived.class_augmentation["class 3"].flip is False
     [change] = derived.changes
     assert change.sentence == (
-        "class 3: brightness -25% costs 50.0 points (95%: 31.9 to 63.4, 40 images), all classes "
+        "class 3: brightness -25% costs 50.0 points (95%: 31.8 to 63.4, 40 images), all classes "
         "2.5: brightness 0.2 to 0.3"
     )
 
@@ -143,7 +143,7 @@ def test_aiming_only_widens() -> None:
     """What was asked for stays where it is wider; mirroring and classes unheard of stay too."""
     derived = derive(
         sensitivities(*measured(
-            {"lion": 40, "okapi": 40, "zebra": 400}, {("okapi", TURNED): 30}
+            {"lion": 40, "okapi": 40, "zebra": 1500}, {("okapi", TURNED): 30}
         )), PLAN
     )  # fmt: skip
     asked = Plan(
@@ -152,8 +152,7 @@ def test_aiming_only_widens() -> None:
     )  # fmt: skip
     plan = aimed(asked, derived, ["lion", "okapi"])
     assert plan.augmentation == Augmentation(rotation=20, scale=0.8)
-    assert plan.class_augmentation["okapi"].rotation == 20 or "okapi" not in plan.class_augmentation
-    assert plan.class_augmentation["yak"] == Augmentation(blur=1)
+    assert plan.class_augmentation == {"yak": Augmentation(blur=1)}
     narrow = aimed(Plan(augmentation=Augmentation(rotation=5)), derived, ["lion", "okapi"])
     assert narrow.augmentation.rotation == 10
     assert {name: one.rotation for name, one in narrow.class_augmentation.items()} == {"okapi": 15}

@@ -98,7 +98,7 @@ def test_what_moves_pixels_moves_them_as_torchvision_does() -> None:
     picture = photographs()[0]
     draws = np.zeros((1, 2))
     theirs = picture.permute(2, 0, 1).float()
-    turned = functional.rotate(theirs, -30, interpolation=InterpolationMode.BILINEAR)
+    turned = functional.rotate(theirs, 30, interpolation=InterpolationMode.BILINEAR)
     inner = slice(60, 164)
     for grade, expected in (
         (Grade("rotation", 30), turned),
