@@ -7,6 +7,7 @@ have a say in how the next version is trained.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from sqlalchemy.orm import Session
 
@@ -58,16 +59,23 @@ def analyse(version_id: int, most: int = MOST_IMAGES, run_id: int | None = None)
     if version.checkpoint_digest is None:
         raise BadCheckpoint(f"version {version_id} is {version.state}: it has no checkpoint")
     listed = snapshot.read(version.snapshot_digest)
-    rows = evenly(listed.labels["validation"], most)
-    images = [listed.images["validation"][row] for row in rows]
-    labels = [listed.labels["validation"][row] for row in rows]
+    chosen = evenly(listed.labels["validation"], most)
+    labelled = {listed.images["validation"][row]: listed.labels["validation"][row]
+                for row in chosen}  # fmt: skip
+    sources = _sources(labelled)
+    images = list(sources)  # without those that are gone since
+    labels = [labelled[sha256] for sha256 in images]
     loaded = checkpoints.load(version_id)
-    engine = choose_engine(loaded, len(images) * (1 + len(GRADES)))
-    with progress("try bent pictures", len(images) * (1 + len(GRADES))) as advance:
+    answers = len(images) * (1 + len(GRADES))
+    engine = choose_engine(loaded, answers)
+    with (
+        progress("try bent pictures", answers) as advance,
+        pixels.streamed(loaded.plan.geometry, sources) as held,
+    ):
         plain, bent = answered(
             start(loaded, engine).forward,
             loaded.class_names,
-            pixels.opened(loaded.plan.geometry, _sources(images)),
+            held,
             images,
             labels,
             loaded.plan.image_size,
@@ -93,9 +101,12 @@ def analyse(version_id: int, most: int = MOST_IMAGES, run_id: int | None = None)
     return len(images)
 
 
-def _sources(images: list[str]) -> dict[str, tuple[str, str | None]]:
+def _sources(images: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    """Where the bytes of these images lie, in their order; those that are gone are left out."""
+    wanted = list(images)
     with database.connect().transaction() as session:
-        return dict(objects.sources(session, images))
+        found = objects.sources(session, wanted)
+    return {sha256: found[sha256] for sha256 in wanted if sha256 in found}
 
 
 def _doubts(version: VersionRow) -> tuple[list[DoubtRow], dict[str, int]]:
@@ -117,8 +128,10 @@ def _doubts(version: VersionRow) -> tuple[list[DoubtRow], dict[str, int]]:
         rows += _rows(one, subject, version.id)
     doubted = {subject: len(one) for subject, one in held_out.items()}
     if parent is not None and fresh:
-        images, labels = [sha256 for sha256, _ in fresh], [name for _, name in fresh]
-        told = answer(checkpoints.load(parent), _sources(images), images, labels)
+        labels, sources = dict(fresh), _sources(sha256 for sha256, _ in fresh)
+        told = answer(
+            checkpoints.load(parent), sources, list(sources), [labels[one] for one in sources]
+        )
         rows += _rows(told, "batch", parent)
         doubted["batch"] = len(told)
     return rows, doubted
