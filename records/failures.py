@@ -87,17 +87,17 @@ def record(
             doubted=doubted,
         )
     )
-    of_version = {"version_id": version_id}
-    for table, rows in (
-        (tables.Sensitivity, [asdict(one) for one in found]),
-        (
-            tables.AugmentationChange,
-            [{"ordinal": place} | asdict(one) for place, one in enumerate(derived.changes)],
-        ),
-        (tables.LabelDoubt, [asdict(one) for one in doubts]),
-    ):
-        if rows:
-            session.execute(insert(table), [row | of_version for row in rows])
+    changes = [asdict(one) | {"ordinal": place} for place, one in enumerate(derived.changes)]
+    _add(session, tables.Sensitivity, version_id, [asdict(one) for one in found])
+    _add(session, tables.AugmentationChange, version_id, changes)
+    _add(session, tables.LabelDoubt, version_id, [asdict(one) for one in doubts])
+
+
+def _add(
+    session: Session, table: type[tables.Base], version_id: int, rows: list[dict[str, Any]]
+) -> None:
+    if rows:
+        session.execute(insert(table), [row | {"version_id": version_id} for row in rows])
 
 
 def find(session: Session, version_id: int) -> AnalysisRow | None:

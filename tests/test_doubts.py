@@ -11,7 +11,9 @@ CLASSES = 12
 NAMES = tuple(f"class {number:02d}" for number in range(CLASSES))
 
 
-def probabilities(count: int, seed: int = 0) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def probabilities(
+    count: int, seed: int = 0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Answers of a good classifier and the true classes: every tenth is hard."""
     random = np.random.default_rng(seed)
     true = random.integers(0, CLASSES, count)
