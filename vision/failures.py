@@ -198,9 +198,10 @@ def derive(found: Iterable[Sensitivity], plan: Plan) -> Derived:
     own: dict[str, Augmentation] = {}
     for name, before in plan.class_augmentation.items():
         own[name] = widest(before, augmentation)
-    for name, worst in costly.items():
-        if name is not None:
-            own[name], more = _widen(own.get(name, augmentation), name, worst, general)
+    for sensitive, worst in costly.items():
+        if sensitive is not None:
+            start = own.get(sensitive, augmentation)
+            own[sensitive], more = _widen(start, sensitive, worst, general)
             changes += more
     return Derived(
         augmentation,

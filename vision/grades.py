@@ -74,7 +74,7 @@ def bend(stored: Tensor, grade: Grade, image_size: int, draws: Draws) -> Tensor:
         return _hide(stored, strength, image_size, draws)
     if name in ("rotation", "zoom in", "zoom out", "off-centre crop"):
         return _move(stored, grade, image_size, draws)
-    pictures = stored.permute(0, 3, 1, 2)
+    pictures: Tensor = stored.permute(0, 3, 1, 2)
     if name == "brightness":
         pictures = functional.adjust_brightness(pictures, 1 + strength)
     elif name == "contrast":
@@ -89,7 +89,8 @@ def bend(stored: Tensor, grade: Grade, image_size: int, draws: Draws) -> Tensor:
         pictures = saved.to(stored.device)
     else:
         raise ValueError(f"grade {grade}: there is no such transformation")
-    return pictures.permute(0, 2, 3, 1).contiguous()
+    bent: Tensor = pictures.permute(0, 2, 3, 1).contiguous()
+    return bent
 
 
 def _move(stored: Tensor, grade: Grade, image_size: int, draws: Draws) -> Tensor:
