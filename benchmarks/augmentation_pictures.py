@@ -68,6 +68,10 @@ def comparisons() -> list[Comparison]:
                    lambda draws: -draws[:, ours.SATURATION]),
         Comparison("blur", _only(blur=1.0), _blur, lambda draws: draws[:, ours.BLUR_WIDTH]),
         Comparison("erase", _only(erase=1.0), _erase, lambda draws: draws[:, ours.ERASE_AREA]),
+        Comparison("zoom_out", _only(zoom_out=1.5), _zoom_out, lambda draws: draws[:, ours.SHARE]),
+        Comparison("shift", _only(shift=0.2), _shift,
+                   lambda draws: abs(draws[:, ours.LEFT] - 0.5) + abs(draws[:, ours.TOP] - 0.5)),
+        Comparison("jpeg", _only(jpeg=1.0), _jpeg, lambda draws: -draws[:, ours.JPEG_QUALITY]),
     ]  # fmt: skip
 
 
@@ -161,6 +165,34 @@ def _erase(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
         picture, y, x, end_y - y, end_x - x, torch.full((3, 1, 1), ours.GREY)
     )
     return bent, f"{end_x - x} x {end_y - y} pixels\nfrom ({x}, {y})"
+
+
+def _zoom_out(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
+    share = 1 + 0.5 * draws[ours.SHARE]
+    return _looked_at(picture, draws, share, share - 1), f"x {1 / share:.2f}"
+
+
+def _shift(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
+    moved = _looked_at(picture, draws, 1.0, 0.4)
+    return moved, f"by ({0.4 * draws[ours.LEFT] - 0.2:+.0%}, {0.4 * draws[ours.TOP] - 0.2:+.0%})"
+
+
+def _looked_at(picture: Tensor, draws: Draws, share: float, room: float) -> Tensor:
+    """A share of the side whose middle is drawn from the room about the picture's own."""
+    side = picture.shape[-1]
+    middle = [room * (2 * draws[place] - 1) * side / 2 for place in (ours.LEFT, ours.TOP)]
+    padded = functional.pad(picture, [side // 2] * 4, padding_mode="symmetric")
+    moved = functional.affine(
+        padded, angle=0.0, translate=[-one / share for one in middle], scale=1 / share,
+        shear=[0.0, 0.0], interpolation=InterpolationMode.BILINEAR,
+    )  # fmt: skip
+    return functional.center_crop(moved, [side, side])
+
+
+def _jpeg(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
+    quality = round(10 + 40 * draws[ours.JPEG_QUALITY])
+    levels = (255 * picture).round().to(torch.uint8)
+    return functional.jpeg(levels, quality).float() / 255, f"quality {quality}"
 
 
 # --- the picture ------------------------------------------------------------------------------

@@ -664,6 +664,40 @@ def show(version: Annotated[int, typer.Argument(help="The version's number.")],
 
 
 @app.command()
+def failures(version: Annotated[int, typer.Argument(help="The version's number.")],
+             analyse: Annotated[bool, typer.Option(
+                 help="Analyse it now, on up to 1,000 validation images.")] = False,
+             picture: Annotated[Path | None, typer.Option(
+                 help="Write accuracy over the strength of each transformation here, as PNG."
+             )] = None,
+             next_plan: Annotated[Path | None, typer.Option(
+                 help="Write the version's plan, aimed at what it fails at, here as JSON.")] = None,
+             as_json: Json = False) -> None:  # fmt: skip
+    """Show what a version fails at: bent pictures, confusions, doubtful labels, the next plan.
+
+    Example: regraft failures 3 --picture failures.png --next-plan plan.json
+    """
+    from flows import failures as found
+
+    if analyse:
+        from tasks.failures import analyse as analyse_now
+
+        _say_as_it_goes(not as_json)
+        analyse_now(version)
+        found.keep(version)
+    if as_json:
+        _print_json(found.facts(version))
+    else:
+        found.show(version)
+    if picture is not None:
+        picture.write_bytes(found.drawn(version))
+        _say(f"wrote {picture}")
+    if next_plan is not None:
+        next_plan.write_text(json.dumps(found.next_plan(version).to_dict(), indent=2) + "\n")
+        _say(f"wrote {next_plan}: `regraft nightly --plan {next_plan}`")
+
+
+@app.command()
 def status(as_json: Json = False) -> None:
     """Show what serves, what the last runs did, and what waits for a person.
 

@@ -1,4 +1,4 @@
-"""The night: take in, validate, freeze, train, score, judge, deploy, explain."""
+"""The night: take in, validate, freeze, train, score, judge, explain, analyse, deploy."""
 
 import json
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from records import benchmark, deployments, runs
 from tasks.evaluation import evaluate
 from tasks.expectations import Rules
 from tasks.explanation import explain
+from tasks.failures import aim, analyse_failures
 from tasks.intake import take_in_new_images
 from tasks.promotion import deploy, judge
 from tasks.snapshot import freeze_snapshot
@@ -80,12 +81,14 @@ def nightly(
         champion, reason = nothing_new(snapshot, plan, limits)
         if reason:
             return night.end("skipped", reason)
-        candidate = write_candidate(run_id, "nightly", snapshot, plan, champion)
+        aimed = aim(run_id, snapshot, plan, champion)
+        candidate = write_candidate(run_id, "nightly", snapshot, aimed, champion)
         report.name_run(candidate)
         train_version(run_id, candidate)
         evaluate(run_id, candidate, champion, precision)
         passed = judge(run_id, candidate, limits)
         explain(run_id, candidate, champion)
+        analyse_failures(run_id, candidate)
         if passed:  # the last act, so that a night which fails anywhere has changed nothing
             deploy(run_id, candidate, "nightly", "passed the gate")
         return night.end(*report.verdict(candidate), version_id=candidate)
@@ -126,7 +129,8 @@ def nothing_new(snapshot: str, plan: Plan, limits: Limits) -> tuple[int | None, 
         frozen = benchmark.current(session)
         last = runs.last_judged(session)
     champion_id = champion.version_id if champion else None
-    if last is None or (last.snapshot_digest, last.plan_digest) != (snapshot, plan.digest()):
+    # What was asked for, not what was made of it: a plan aimed at its parent differs each night.
+    if last is None or (last.snapshot_digest, last.asked) != (snapshot, plan.to_dict()):
         return champion_id, None
     if champion_id == last.version_id:
         return champion_id, (

@@ -13,7 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
-from flows import diagrams, figures, timeline
+from flows import diagrams, failures, figures, timeline
 from infra import database
 from records import (
     batches,
@@ -70,11 +70,12 @@ def verdict(version_id: int) -> tuple[str, str]:
 
 
 def publish(run_id: int, state: str, reason: str, version_id: int | None) -> None:
-    """Keep the night's profile; put checks and report on the Prefect page of the run."""
+    """Keep the pictures of the night; put checks and report on the Prefect page of the run."""
     log.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
         diagrams.keep(version_id)
+        failures.keep(version_id)
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:

@@ -165,11 +165,14 @@ def process_of(session: Session, flow_run_id: str) -> Process | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """The nightly candidate that was judged last, and what it was judged on."""
+    """The nightly candidate that was judged last, and what it was judged on.
+
+    asked: the plan that its night was given, before anything was widened for its parent.
+    """
 
     version_id: int
     snapshot_digest: str
-    plan_digest: str
+    asked: dict[str, Any]
     parent_id: int | None
     benchmark_digest: str
     limits: dict[str, Any]
@@ -182,10 +185,10 @@ def last_judged(session: Session) -> Judged | None:
     row = session.execute(
         text(
             """
-            SELECT v.id, v.snapshot_digest, v.plan_digest, v.parent_id, d.benchmark_digest,
+            SELECT v.id, v.snapshot_digest, r.plan, v.parent_id, d.benchmark_digest,
                    d.limits, d.passed,
                    EXISTS (SELECT 1 FROM deployments p WHERE p.version_id = v.id)
-            FROM verdicts d JOIN versions v ON v.id = d.version_id
+            FROM verdicts d JOIN versions v ON v.id = d.version_id JOIN runs r ON r.id = v.run_id
             WHERE v.purpose = 'nightly' ORDER BY d.id DESC LIMIT 1
             """
         )

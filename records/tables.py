@@ -47,6 +47,11 @@ def finite(column: str) -> CheckConstraint:
     return CheckConstraint(f"{column} >= 0 AND {column} < 'Infinity'", name=f"{column}_is_finite")
 
 
+def difference(column: str) -> CheckConstraint:
+    """Keep a column within -1 to 1, as the difference of two shares is; refuses NaN too."""
+    return CheckConstraint(f"{column} BETWEEN -1 AND 1", name=f"{column}_is_difference")
+
+
 def shares(column: str) -> CheckConstraint:
     """Keep every element of an array within 0 to 1; a NaN sorts above 1."""
     return CheckConstraint(
@@ -740,6 +745,110 @@ class GradCam(Base):
     cells: Mapped[bytes]
     positive: Mapped[bool]
     facts: Mapped[dict[str, Any]]
+
+
+# --- failures -------------------------------------------------------------------------------
+
+
+class FailureAnalysis(Base):
+    """What was tried on one version to see where it fails, and what the next plan should do."""
+
+    __tablename__ = "failure_analyses"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["version_id", "checkpoint_digest"], ["versions.id", "versions.checkpoint_digest"]
+        ),
+    )
+
+    version_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    checkpoint_digest: Mapped[str]
+    images: Mapped[int]
+    runtime: Mapped[dict[str, Any]]
+    augmentation: Mapped[dict[str, Any]]
+    class_augmentation: Mapped[dict[str, Any]]
+    doubted: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = now()
+
+
+class Sensitivity(Base):
+    """What one graded transformation costs a class, or all classes (class_name NULL)."""
+
+    __tablename__ = "sensitivities"
+    __table_args__ = (
+        difference("drop"),
+        difference("drop_low"),
+        difference("drop_high"),
+        CheckConstraint("strength BETWEEN -1000 AND 1000", name="strength_is_finite"),
+        CheckConstraint(
+            "lost BETWEEN 0 AND correct AND gained BETWEEN 0 AND images - correct",
+            name="counts_fit",
+        ),
+        Index(
+            "one_sensitivity",
+            "version_id",
+            "class_name",
+            "transformation",
+            "strength",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+    id: Mapped[int] = number()
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("failure_analyses.version_id", ondelete="CASCADE")
+    )
+    class_name: Mapped[str | None]
+    transformation: Mapped[str]
+    strength: Mapped[float]
+    images: Mapped[int]
+    correct: Mapped[int]
+    lost: Mapped[int]
+    gained: Mapped[int]
+    drop: Mapped[float | None]
+    drop_low: Mapped[float | None]
+    drop_high: Mapped[float | None]
+
+
+class AugmentationChange(Base):
+    """One field of augmentation that a version's failures ask to widen, with the reason."""
+
+    __tablename__ = "augmentation_changes"
+    __table_args__ = (finite("before"), finite("after"))
+
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("failure_analyses.version_id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    class_name: Mapped[str | None]
+    transformation: Mapped[str]
+    field: Mapped[str]
+    before: Mapped[float]
+    after: Mapped[float]
+    sentence: Mapped[str]
+
+
+class LabelDoubt(Base):
+    """A label that out-of-sample answers contradict; the smaller the score, the more doubtful."""
+
+    __tablename__ = "label_doubts"
+    __table_args__ = (
+        one_of("subject", ("validation", "test", "batch")),
+        share("score"),
+        share("confidence"),
+        CheckConstraint("label <> suggested", name="another_label"),
+    )
+
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("failure_analyses.version_id", ondelete="CASCADE"), primary_key=True
+    )
+    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"), primary_key=True)
+    subject: Mapped[str]
+    answered_by: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    label: Mapped[str]
+    suggested: Mapped[str]
+    score: Mapped[float] = mapped_column(REAL)
+    confidence: Mapped[float] = mapped_column(REAL)
 
 
 # --- decisions ------------------------------------------------------------------------------

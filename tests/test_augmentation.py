@@ -13,7 +13,7 @@ from vision.plan import Augmentation
 STILL = Augmentation(
     flip=False, scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0
 )
-FULL = Augmentation(blur=0.5, erase=0.5)
+FULL = Augmentation(blur=0.5, erase=0.5, zoom_out=1.3, shift=0.1, jpeg=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +65,26 @@ def test_epoch_seed_and_image_each_change_the_picture() -> None:
 def test_colours_stay_colours() -> None:
     """Whatever is bent, the result is float32 in 0 to 1, of the network's size."""
     wild = Augmentation(rotation=180, scale=0.1, brightness=1, contrast=1, saturation=1, blur=1,
-                        erase=1)
+                        erase=1, zoom_out=2, shift=0.5, jpeg=1)
     bent = augment(pictures(16), wild, 24, np.arange(16, dtype=np.uint64))
     assert bent.shape == (16, 3, 24, 24)
     assert bent.dtype == torch.float32
     assert bent.isfinite().all()
     assert bent.min() >= 0
     assert bent.max() <= 1
+
+
+def test_each_picture_can_be_bent_in_its_own_way() -> None:
+    """Among pictures bent otherwise, each comes out as if all were bent like it."""
+    kinds = [STILL, FULL, Augmentation(flip=False, rotation=90), Augmentation(blur=1, jpeg=1)] * 3
+    images, seeds = pictures(12), np.arange(12, dtype=np.uint64)
+    mixed = augment(images, kinds, 32, seeds)
+    for row, kind in enumerate(kinds):
+        alike = augment(images, kind, 32, seeds)
+        assert torch.allclose(mixed[row], alike[row], atol=1e-6)
+    assert torch.equal(augment(images, [FULL] * 12, 32, seeds), augment(images, FULL, 32, seeds))
+    with pytest.raises(ValueError, match="2 augmentations"):
+        augment(images, [FULL] * 2, 32, seeds)
 
 
 def test_flip_mirrors_about_half_of_the_pictures() -> None:

@@ -114,6 +114,7 @@ def test_doctor_names_what_is_wrong(
         (("show", "77"), "there is no version 77"),
         (("reject", "9", "--why", "x"), "there is no version 9"),
         (("benchmark", "show"), "no benchmark is frozen"),
+        (("failures", "77"), "there is no version 77"),
         (("intake", "revert", "9", "--why", "x"), "there is no batch 9"),
         (("intake", "accept", "9", "--why", "x"), "batch 9 is not a refused batch"),
         (("nightly", "--set", "epochs=-1"), "epochs=-1"),

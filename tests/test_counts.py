@@ -33,6 +33,7 @@ from infra.embedded import Addresses
 from records.objects import LABELLED
 from tasks import benchmark, pixels
 from tasks.benchmark import BENCHMARK
+from tasks.failures import NIGHTLY_SHARE
 from tasks.loading import load_folder
 from vision.augmentation import centre
 from vision.plan import Plan
@@ -46,25 +47,27 @@ REQUESTS = {
         "GET benchmark-images": 24,  # each once, for the pixels of this geometry
         "GET checkpoints": 1,
         "GET labelled": 36,  # each once
-        "GET snapshots": 3,
+        "GET snapshots": 4,
         "HEAD the bucket": 1,
         "HEAD snapshots": 1,
         "LIST labelled": 1,
         "LIST manifests": 1,
         "PUT checkpoints": 1,
         "PUT data-docs": 2,
+        "PUT failures": 1,
         "PUT profiles": 1,
         "PUT snapshots": 1,
     },
     "second": {
         "GET checkpoints": 1,
         "GET labelled": 48,  # the new ones, each once
-        "GET snapshots": 3,
+        "GET snapshots": 4,
         "HEAD snapshots": 1,
         "LIST labelled": 1,
         "LIST manifests": 1,
         "PUT checkpoints": 1,
         "PUT data-docs": 2,
+        "PUT failures": 1,
         "PUT profiles": 1,
         "PUT snapshots": 1,
     },
@@ -75,6 +78,8 @@ REQUESTS = {
     },
 }
 
+# Steps that answer images more than once, each bound by a test of its own.
+OWN_TESTS = ("explain", "analyse failures")
 BETWEEN = "between steps"
 Seen = tuple[datetime, Any]
 
@@ -99,9 +104,10 @@ class Night:
         return dict(sorted(Counter(self.step_of(moment) for moment, _ in seen).items()))
 
     def stated(self) -> dict[str, int]:
-        """SQL statements by step; without Grad-CAM, which grows with the errors to explain."""
+        """SQL statements by step; without those that depend on how much the version errs."""
         counted = self.by_step(self.statements)
-        counted.pop("explain", None)
+        for step in ("explain", "analyse failures"):
+            counted.pop(step, None)
         return counted
 
     def asked_of_s3(self) -> dict[str, int]:
@@ -322,7 +328,7 @@ def test_held_out_images_are_answered_once_by_each_version(small: Nights) -> Non
             step, _, group = where
             if (step, group) == ("train", "validation"):
                 assert (least, most) == (plan.epochs, plan.epochs), found
-            elif group != "made up" and step != "explain":  # which has a test of its own
+            elif group != "made up" and step not in OWN_TESTS:
                 assert most <= 1, f"{where}: {least} to {most} times in {found}"
             if night is small.second and (step, group) in {
                 ("evaluate", "validation"), ("evaluate", "test"), ("benchmark", "benchmark")
@@ -354,6 +360,38 @@ def test_maps_cost_one_pass_each(small: Nights) -> None:
             run=night.outcome.run_id,
         )
         assert passes == maps > 0
+
+
+def test_failure_analysis_costs_its_share_of_the_training(small: Nights) -> None:
+    """It tries bent validation images, and lets the parent answer each new training image once."""
+    for night, plan in ((small.first, worlds.FIRST_PLAN), (small.second, worlds.SECOND_PLAN)):
+        found = answered(small.world, night, plan)
+        analysed = {
+            (classes, group): most
+            for (step, classes, group), (_, _, most) in found.items()
+            if step == "analyse failures"
+        }
+        own = max(classes for _, classes, _ in found)
+        [(new,)] = small.world.ask(
+            "SELECT coalesce((doubted->>'batch')::int, 0) FROM failure_analyses"
+            " WHERE version_id = :version",
+            version=night.outcome.version_id,
+        )
+        assert {group for classes, group in analysed if classes == own} <= {"validation", "made up"}
+        assert {group for classes, group in analysed if classes != own} == (
+            {"train"} if new else set()
+        )
+        assert all(most == 1 for (classes, _), most in analysed.items() if classes != own)
+        [(trained,)] = small.world.ask(
+            "SELECT facts->'images' FROM run_steps WHERE run_id = :run AND name = 'train'",
+            run=night.outcome.run_id,
+        )
+        passes = sum(
+            len(images) for moment, (_, _, images) in night.passes
+            if night.step_of(moment) == "analyse failures"
+        )  # fmt: skip
+        assert 0 < passes <= NIGHTLY_SHARE * trained * plan.epochs + new
+        assert night.by_step(night.statements)["analyse failures"] <= 30
 
 
 def test_a_night_with_nothing_new_only_lists(small: Nights) -> None:

@@ -144,6 +144,27 @@ def test_a_network_learns_shapes_from_scratch(tmp_path: Path) -> None:
     assert all(math.isfinite(epoch.images_per_second) for epoch in heard)
 
 
+def test_classes_are_bent_in_their_own_ways(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bends given to each class train what the same bends given to all train; to one, another."""
+    wild = Augmentation(rotation=60, blur=1, jpeg=0.5, shift=0.2)
+    short = replace(PLAN, epochs=1)
+    plans = (
+        replace(short, augmentation=wild),
+        replace(short, class_augmentation=dict.fromkeys(NAMES, wild)),
+        replace(short, class_augmentation={"ring": wild, "square": wild}),
+    )
+    of_all, of_each, of_one = (
+        fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path / str(number), "cpu")
+        .network.state_dict()
+        for number, plan in enumerate(plans)
+    )
+    assert all(torch.equal(tensor, of_each[key]) for key, tensor in of_all.items())
+    assert not all(torch.equal(tensor, of_one[key]) for key, tensor in of_all.items())
+    assert "class_augmentation names 'square'" in caplog.text
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -36,7 +36,9 @@ def loaded(*words: str) -> set[str]:
     return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
 
 
-@pytest.mark.parametrize("words", [("status",), ("show", "1"), ("intake", "show", "1")], ids=str)
+@pytest.mark.parametrize(
+    "words", [("status",), ("show", "1"), ("failures", "1"), ("intake", "show", "1")], ids=str
+)
 def test_questions_load_nothing_heavy(
     words: tuple[str, ...], database: Database, storage: Storage
 ) -> None:

@@ -115,7 +115,8 @@ def test_a_night_leaves_its_figures(story: Story) -> None:
     assert maps >= samples > 1
     assert steps(world, 2) == [
         "list", "fetch and decode", "validate", "settle", "snapshot", "train", "keep checkpoint",
-        "evaluate", "benchmark", "thresholds", "latency", "judge", "explain", "deploy",
+        "evaluate", "benchmark", "thresholds", "latency", "judge", "explain",
+        "analyse failures", "deploy",
     ]  # fmt: skip
     with world.transaction() as session:
         states = objects.states(session)

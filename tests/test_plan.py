@@ -67,6 +67,13 @@ from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
         ({"augmentation": {"scale": 0.0}}, ["scale=0.0"]),
         ({"augmentation": None}, ["augmentation=None"]),
         ({"augmentation": {"rotate": 3}}, ["'rotate'", "'rotation'"]),
+        ({"augmentation": {"zoom_out": 0.5}}, ["zoom_out=0.5", "1 to 2"]),
+        ({"augmentation": {"shift": 1}}, ["shift=1", "0 to 0.5"]),
+        ({"class_augmentation": {"okapi": {"rotate": 3}}}, ["'rotate'", "'rotation'"]),
+        ({"class_augmentation": {"okapi": 3}}, ["mapping"]),
+        ({"class_augmentation": []}, ["class_augmentation=[]"]),
+        ({"class_augmentation": {"": Augmentation()}}, ["class_augmentation", "class names"]),
+        ({"targeted": 1}, ["targeted=1", "True or False"]),
         ({"learning_rat": 1e-3}, ["'learning_rat'", "'learning_rate'"]),
         ({"zzz": 1}, ["'zzz'", "architecture"]),
     ],
@@ -95,6 +102,7 @@ def test_a_plan_survives_json() -> None:
     plan = Plan(
         arguments={"pad_type": "same"}, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.5),
         augmentation=Augmentation(blur=0.1), most=None,
+        class_augmentation={"okapi": Augmentation(rotation=30)}, targeted=True,
     )
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
@@ -136,6 +144,15 @@ def test_a_plan_of_before_is_the_same_plan() -> None:
     assert len({old.digest(), Plan(ema_decay=0.0).digest(), Plan(mixup=0.1).digest()}) == 3
 
 
+def test_a_class_may_be_bent_in_its_own_way() -> None:
+    """Classes that are named have their own augmentation, all others the plan's."""
+    own = Augmentation(rotation=30)
+    plan = Plan(class_augmentation={"okapi": own})
+    assert plan.augmentation_of(["lion", "okapi"]) == [plan.augmentation, own]
+    assert Plan().augmentation_of(["lion", "okapi"]) == Plan().augmentation
+    assert plan.digest() != Plan().digest()
+
+
 def test_what_is_missing_has_its_default() -> None:
     """An older plan without newer fields is read with their defaults."""
     assert Plan.from_dict({}) == Plan()
@@ -161,7 +178,8 @@ def test_geometry_tells_what_is_stored() -> None:
 def test_a_flow_parameter_is_validated_like_a_plan() -> None:
     """Pydantic, through which flows get their parameters, accepts and refuses the same."""
     adapter = TypeAdapter(Plan)
-    plan = Plan(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    plan = Plan(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+                class_augmentation={"okapi": Augmentation(rotation=30)})  # fmt: skip
     assert adapter.validate_python(json.loads(json.dumps(asdict(plan)))) == plan
     for bad in ({"epochs": 0}, {"learning_rat": 1}, {"augmentation": {"rotate": 1}}):
         with pytest.raises(ValidationError):

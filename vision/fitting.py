@@ -420,6 +420,10 @@ def _check(plan: Plan, train: Examples, validation: Examples, names: Sequence[st
         if unknown:
             raise BadExamples(f"{what} images of {unknown[0]!r}, which is not among the network's "
                               f"{len(names)} classes: build it with that class")
+    for other in sorted(set(plan.class_augmentation) - set(names)):
+        # no reason to stop: a class may be short of images tonight
+        logger.warning("class_augmentation names %r, which is not among the classes: nothing is "
+                       "bent in that way", other)
     empty = [name for name in names if name not in set(train.labels)]
     if empty:
         raise BadExamples(f"class {empty[0]!r} has no training image: leave it out of the network")
@@ -634,7 +638,8 @@ def _prepared(setting: Setting, rows: list[int], epoch: int) -> Tensor:
     stored = upload(setting.train.pixels.gather(images), setting.device)
     seeds = seeds_of(plan.seed, epoch, images)
     with torch.no_grad():
-        bent = augment(stored, plan.augmentation, plan.image_size, seeds)
+        bends = plan.augmentation_of([setting.train.labels[row] for row in rows])
+        bent = augment(stored, bends, plan.image_size, seeds)
         bent.sub_(setting.mean).div_(setting.std)
     if setting.channels_last:
         return bent.contiguous(memory_format=torch.channels_last)

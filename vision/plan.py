@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -21,7 +21,11 @@ Recipe = Literal["all", "two-phase", "inherit", "scratch"]
 # Fields that plans of before did not have, inner ones as augmentation.NAME. At their default they
 # have no part in the digest, so that such a plan keeps the one it was stored with; hence these
 # defaults must never change.
-LATER = ("effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix")
+LATER = (
+    "effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix",
+    "class_augmentation", "targeted",
+    "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
+)  # fmt: skip
 
 # timm keyword arguments that have a field of their own or that the class list decides.
 RESERVED_ARGUMENTS = {
@@ -66,6 +70,11 @@ class Augmentation:
     rotation: largest angle in degrees, either way, 0 to 180.
     brightness, contrast, saturation: largest relative change, 0 to 1.
     blur, erase: probability of a Gaussian blur, and of a grey rectangle over part of the picture.
+    zoom_out: largest share of the side that a crop shows, 1 to 2 (above 1 the picture becomes
+    smaller, and its border is mirrored).
+    shift: how much farther a crop's middle may lie from the picture's than its size leaves room
+    for, as a share of the side, 0 to 0.5 (what lies beyond the border is mirrored).
+    jpeg: probability of the traces of a JPEG saved at low quality (10 to 50).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -78,12 +87,17 @@ class Augmentation:
     saturation: float = 0.2
     blur: float = 0.0
     erase: float = 0.0
+    zoom_out: float = 1.0
+    shift: float = 0.0
+    jpeg: float = 0.0
 
     def __post_init__(self) -> None:
         _truth(self, "flip")
         _number(self, "scale", 0.1, 1.0)
         _number(self, "rotation", 0.0, 180.0)
-        for name in ("brightness", "contrast", "saturation", "blur", "erase"):
+        _number(self, "zoom_out", 1.0, 2.0)
+        _number(self, "shift", 0.0, 0.5)
+        for name in ("brightness", "contrast", "saturation", "blur", "erase", "jpeg"):
             _number(self, name, 0.0, 1.0)
 
     @classmethod
@@ -189,6 +203,11 @@ class Plan:
         "whether the colours of a pixel lie side by side; null: the fastest here"))
     augmentation: Augmentation = field(default_factory=Augmentation, metadata=_means(
         "how far training pictures are bent"))
+    class_augmentation: dict[str, Augmentation] = field(
+        default_factory=dict, hash=False, metadata=_means(
+        "classes whose pictures are bent in their own way instead of by augmentation"))
+    targeted: bool = field(default=False, metadata=_means(
+        "whether a night widens both by what the failure analysis of its parent found"))
     cutoff: int = field(default=40, metadata=_means(
         "fewest usable images, of all splits, with which a class is trained"))
     most: int | None = field(default=1000, metadata=_means(
@@ -246,6 +265,8 @@ class Plan:
     def _check_data(self) -> None:
         if not isinstance(self.augmentation, Augmentation):
             _refuse(self, "augmentation", "use an Augmentation")
+        _class_augmentation(self.class_augmentation)
+        _truth(self, "targeted")
         _whole(self, "cutoff", 1, 1_000_000_000)
         if self.most is not None:
             _whole(self, "most", 1, 1_000_000_000)
@@ -315,6 +336,12 @@ class Plan:
         """Whether the recipe makes no sense from random weights: a frozen random backbone."""
         return self.recipe == "two-phase"
 
+    def augmentation_of(self, labels: Sequence[str]) -> Augmentation | list[Augmentation]:
+        """How pictures of these classes are bent: one way for all, or one for each picture."""
+        if not self.class_augmentation:
+            return self.augmentation
+        return [self.class_augmentation.get(label, self.augmentation) for label in labels]
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
         """Read a plan back from JSON; what is missing has its default.
@@ -325,6 +352,12 @@ class Plan:
         bent = known.get("augmentation")
         if bent is not None and not isinstance(bent, Augmentation):
             known["augmentation"] = Augmentation.from_dict(bent)
+        own = known.get("class_augmentation")
+        if isinstance(own, Mapping):
+            known["class_augmentation"] = {
+                name: one if isinstance(one, Augmentation) else Augmentation.from_dict(one)
+                for name, one in own.items()
+            }
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -416,6 +449,14 @@ def _colour(owner: object, name: str, least: float, most: float) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _class_augmentation(own: object) -> None:
+    if not isinstance(own, dict) or not all(
+        isinstance(name, str) and name and isinstance(one, Augmentation)
+        for name, one in own.items()
+    ):
+        raise BadPlan(f"class_augmentation={own!r}: use a mapping of class names to Augmentations")
 
 
 def _json_arguments(arguments: object) -> None:
