@@ -1,4 +1,4 @@
-"""Pictures of a version's figures, kept in S3: how sure and how right it is, and what it confuses."""
+"""Pictures of a version's figures, kept in S3: how sure and right it is, and what it confuses."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def _curve(
             axes.axvline(one.confidence, color=ORANGE, linewidth=1)
             axes.text(one.confidence - 0.015, 0.02, f"at {one.confidence:.2f} or more: {got} right",
                       color=ORANGE, fontsize=8, rotation=90, ha="right", va="bottom")  # fmt: skip
-    error = "" if row.calibration_error is None else f"calibration error {row.calibration_error:.3f}"
+    known = row.calibration_error
+    error = "" if known is None else f"calibration error {known:.3f}"
     if row.calibration_by_chance is not None:
         error += f", by chance {row.calibration_by_chance:.3f}"
     axes.set_title(f"{subject(row)}, {row.images:,} images, {row.accuracy:.1%} right\n{error}",
