@@ -5,6 +5,7 @@ from the plan's seed and the epoch's number, so a run that was killed and resume
 same bits as one that was not.
 """
 
+import copy
 import ctypes
 import hashlib
 import json
@@ -13,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
+from vision.features import Features, Passage, split
 from vision.network import (
     BadCheckpoint,
     class_names_of,
@@ -45,11 +47,14 @@ from vision.prediction import (
     autocast,
     bfloat16_for_answers,
     device_named,
+    eager,
     logits,
     on_device,
     upload,
 )
 from vision.ranks import ALONE, Ranks
+from vision.runtime import choose as choose_engine
+from vision.runtime import named, ready_backbone
 from vision.trials import choose, compiled
 
 logger = logging.getLogger(__name__)
@@ -177,6 +182,7 @@ class Setting:
     ranks: Ranks = ALONE
     learner: nn.Module = field(init=False)  # the network as it is called in training
     compiled: nn.Module | None = None  # the same, made for whole batches of the plan's size
+    features: Features | None = None  # what the network, then a head alone, is given for pictures
 
 
 def fit(
@@ -206,6 +212,7 @@ def fit(
     result; only the leader reads and writes `workdir`. See `vision.distributed`.
     """
     place = device_named(device)
+    calibration = calibration or Calibration()
     keep_freed_memory()
     identity = _identity(network, plan, train, validation, place)
     state = ranks.first(lambda: _read_state(workdir / RESUME_FILE, identity))
@@ -215,7 +222,7 @@ def fit(
     ):
         setting = _set_up(
             network, plan, train, validation, place, on_step, state, ranks,
-            calibration or Calibration(), threads,
+            calibration, threads,
         )
         epochs = [Epoch(**one) for one in state.facts["epochs"]] if state else []
         if state:
@@ -224,12 +231,14 @@ def fit(
         for phase in phases(plan):
             if len(epochs) >= phase.last:
                 continue
-            optimizer = _begin(setting, phase)
+            at_work = _on_features(setting, phase, workdir, calibration) or setting
+            optimizer = _begin(at_work, phase)
             if state and len(epochs) >= phase.first:
                 _restore_optimizer(optimizer, state)
             while len(epochs) < phase.last:
-                epoch = _one_epoch(setting, phase, optimizer, len(epochs) + 1)
+                epoch = _one_epoch(at_work, phase, optimizer, len(epochs) + 1)
                 epochs.append(epoch)
+                setting.micro_batch = at_work.micro_batch
                 setting.machine["micro_batch"] = setting.micro_batch
                 if ranks.leads:
                     _write_state(workdir / RESUME_FILE, identity, setting, optimizer, epochs)
@@ -421,6 +430,48 @@ def _choose(
 # --- training ---
 
 
+def _on_features(
+    setting: Setting, phase: Phase, workdir: Path, calibration: Calibration
+) -> Setting | None:
+    """The head phase without the backbone; None where it goes through the whole network."""
+    plan, machine, device, held_out = (
+        setting.plan, setting.machine, setting.device, setting.validation
+    )
+    if phase.name != "head" or plan.head_views is None:
+        return None
+
+    def bent(places: list[int], view: int) -> Tensor:
+        return _prepared(setting, [setting.order[place] for place in places], epoch=view)
+
+    def centres(places: list[int], _: int) -> Tensor:
+        images = [held_out.images[place] for place in places]
+        return upload(held_out.pixels.gather(images), device)
+
+    _set_modes(setting, phase)
+    parts = split(setting.network, bent([0, 1], 1))
+    if parts is None:
+        logger.warning("%s does not end with a head that can learn alone: the head phase goes "
+                       "through the whole network", plan.architecture)
+        return None
+    backbone, alone = parts
+    views, count = min(plan.head_views, phase.last), len(setting.order)
+    if "features" not in machine:  # a resumed run goes on with the engine that it began with
+        machine["features"] = setting.ranks.first(lambda: choose_engine(
+            setting.network, plan, device, views * count, calibration
+        ).name)
+    engine = ready_backbone(named(machine["features"]), copy.deepcopy(backbone), plan, device)
+    # as precise as `_validate` and `predict` answer
+    answer = eager(backbone, plan, device, bfloat16_for_answers(plan, device),
+                   setting.channels_last)
+    features = Features(
+        Passage(bent, engine, count, _waits(setting)),
+        Passage(centres, answer, len(held_out.images), _waits(setting)),
+        views, workdir, device, setting.ranks,
+    )
+    # a step of the head alone is too short to be shared: every rank takes all whole batches
+    return replace(setting, network=alone, ranks=ALONE, features=features)
+
+
 def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
     """Set what learns in this phase, and an optimizer for it with nothing remembered."""
     network, plan = setting.network, setting.plan
@@ -432,7 +483,8 @@ def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
         network.requires_grad_(True)
     setting.learner = setting.ranks.learner(network)
     alone = setting.ranks.world == 1
-    setting.compiled = compiled(network) if alone and setting.machine.get("compiled") else None
+    worth_compiling = setting.machine.get("compiled") and setting.features is None
+    setting.compiled = compiled(network) if alone and worth_compiling else None
     of_head = {id(parameter) for parameter in head(network).parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
@@ -532,8 +584,10 @@ def _training_batches(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield (pictures [B, 3, size, size], labels [B], own) of one epoch, on the device.
 
-    The first `own` count; among several ranks one more may follow that another learns from.
+    In place of pictures their features [B, width], where the head alone is trained. The first `own` count; among several ranks one more may follow that another learns from.
     """
+
+    features = setting.features.of(epoch) if setting.features else None
 
     def produce() -> Iterator[tuple[Tensor, Tensor, int]]:
         for places in rows_of:
@@ -543,12 +597,19 @@ def _training_batches(
                 [setting.targets[setting.train.labels[row]] for row in rows]
             ).to(setting.device)
             labels[own:] = NOBODYS
-            yield _prepared(setting, rows, epoch), labels, own
+            inputs = features(share) if features else _prepared(setting, rows, epoch)
+            yield inputs, labels, own
 
-    # On a CPU the cores are busy with the network already, and preparing is a hundredth of the
-    # work: unless pictures must be fetched and decoded first, which waits for S3.
-    waits = setting.device.type == "cuda" or not isinstance(setting.train.pixels, Pixels)
-    return ahead(produce()) if waits else produce()
+    return ahead(produce()) if _waits(setting) and features is None else produce()
+
+
+def _waits(setting: Setting) -> bool:
+    """Whether pictures are prepared while others are computed.
+
+    On a CPU the cores are busy with the network already, and preparing is a hundredth of the work:
+    unless pictures must be fetched and decoded first, which waits for S3.
+    """
+    return setting.device.type == "cuda" or not isinstance(setting.train.pixels, Pixels)
 
 
 def _prepared(setting: Setting, rows: list[int], epoch: int) -> Tensor:
@@ -655,15 +716,28 @@ def _validate(setting: Setting) -> tuple[float, float]:
     )
     loss = torch.zeros((), dtype=torch.float64, device=setting.device)
     right = torch.zeros((), dtype=torch.long, device=setting.device)
-    for rows, outputs in logits(
-        setting.network, examples.pixels, examples.images[rows_here], setting.plan, setting.device,
-        VALIDATION_BATCH, bfloat16_for_answers(setting.plan, setting.device),
-        setting.channels_last,
-    ):
+    for rows, outputs in _validation_outputs(setting, examples.images[rows_here]):
         loss += functional.cross_entropy(outputs, targets[rows], reduction="sum").double()
         right += (outputs.argmax(dim=1) == targets[rows]).sum()
     count = len(examples.labels)
     return float(ranks.sum(loss)) / count, int(ranks.sum(right)) / count
+
+
+def _validation_outputs(
+    setting: Setting, images: Sequence[str]
+) -> Iterator[tuple[slice, Tensor]]:
+    plan, device = setting.plan, setting.device
+    bfloat16 = bfloat16_for_answers(plan, device)
+    if setting.features is None:
+        yield from logits(
+            setting.network, setting.validation.pixels, images, plan, device, VALIDATION_BATCH,
+            bfloat16, setting.channels_last,
+        )
+        return
+    setting.network.eval()
+    with torch.inference_mode(), autocast(device, bfloat16):
+        for rows, features in setting.features.of_validation():
+            yield rows, setting.network(features).float()
 
 
 # --- what survives a kill ---

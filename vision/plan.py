@@ -93,7 +93,10 @@ class Plan:
 
     Rates are per optimizer step of one batch; `epochs` counts both phases of `two-phase`;
     `backbone_learning_rate` defaults to a tenth of `learning_rate` in the second phase of
-    `two-phase` and to `learning_rate` itself in the other recipes; `weights` is a safetensors file
+    `two-phase` and to `learning_rate` itself in the other recipes; `head_views`: in how many ways
+    each picture is bent in the first phase of `two-phase`, where features are computed once for
+    each of them and the epochs take them in turn (None: bent anew in every epoch, and always
+    through the whole network, at the price of the phase's speed); `weights` is a safetensors file
     or `hub`; `mean` and `std` default to the network's own. Raises `BadPlan`.
     """
 
@@ -110,6 +113,7 @@ class Plan:
     recipe: Recipe = "all"
     epochs: int = 20
     head_epochs: int = 5
+    head_views: int | None = 5
     unfreeze: int = 3
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -150,6 +154,8 @@ class Plan:
         _choice(self, "recipe", ("all", "two-phase", "scratch"))
         _whole(self, "epochs", 1, 10_000)
         _whole(self, "head_epochs", 1, 10_000)
+        if self.head_views is not None:
+            _whole(self, "head_views", 1, 10_000)
         _whole(self, "unfreeze", 1, 10_000)
         _whole(self, "batch_size", 1, 65_536)
         _number(self, "learning_rate", 1e-9, 100.0)
