@@ -82,6 +82,9 @@ def assert_alike(one: list[Epoch], other: list[Epoch], **tolerance: float) -> No
         (3, {"batch_norm": "train", "class_weights": "none", "optimizer": "adamw",
              "learning_rate": 1e-3}),
         (2, {"recipe": "two-phase", "head_epochs": 1, "unfreeze": 2, "warmup_epochs": 0.0}),
+        (3, {"recipe": "two-phase", "epochs": 4, "head_epochs": 3, "head_views": 2, "unfreeze": 1}),
+        (2, {"recipe": "two-phase", "epochs": 4, "head_epochs": 3, "head_views": None,
+             "unfreeze": 1}),
     ],
 )  # fmt: skip
 def test_several_processes_train_what_one_would(

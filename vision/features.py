@@ -49,6 +49,13 @@ class Head(nn.Module):
         super().__init__()
         self.head_drop = nn.Dropout(head_dropout(network))  # known as the head's by this name
         self.classifier = head(network)
+        # some networks have a convolution of one pixel for it
+        self.pooled = (1, 1) if isinstance(self.classifier, nn.Conv2d) else ()
+
+    @property
+    def width(self) -> int:
+        """How many features a picture has."""
+        return self.classifier.state_dict()["weight"].shape[1]
 
     def get_classifier(self) -> nn.Module:
         """As timm's networks do."""
@@ -56,8 +63,9 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Drop some, then classify."""
-        outputs: Tensor = self.classifier(self.head_drop(features))
-        return outputs
+        dropped = self.head_drop(features)
+        outputs: Tensor = self.classifier(dropped.view(*dropped.shape, *self.pooled))
+        return outputs.flatten(1)
 
 
 def split(network: nn.Module, pictures: Tensor) -> tuple[nn.Module, Head] | None:
@@ -67,7 +75,7 @@ def split(network: nn.Module, pictures: Tensor) -> tuple[nn.Module, Head] | None
     its head learns. None where the two together answer otherwise than the network does, the same
     dropout included: a head that is no single layer at the end, say. Draws random numbers.
     """
-    if not isinstance(head(network), nn.Linear):
+    if not isinstance(head(network), nn.Linear | nn.Conv2d):
         return None
     backbone = copy.deepcopy(network).eval().requires_grad_(False)
     backbone.reset_classifier(0)  # type: ignore[operator]
@@ -76,9 +84,7 @@ def split(network: nn.Module, pictures: Tensor) -> tuple[nn.Module, Head] | None
         features = backbone(pictures)
         torch.manual_seed(0)
         expected = network(pictures)
-        if not isinstance(features, Tensor) or features.shape != (
-            len(pictures), alone.classifier.in_features
-        ):
+        if not isinstance(features, Tensor) or features.shape != (len(pictures), alone.width):
             return None
         torch.manual_seed(0)
         apart = (alone(features) - expected).abs().max()
@@ -86,16 +92,14 @@ def split(network: nn.Module, pictures: Tensor) -> tuple[nn.Module, Head] | None
 
 
 @dataclass(frozen=True)
-class Passage:
-    """How some pictures get through the backbone.
+class Pictures:
+    """Pictures on their way to the backbone.
 
-    pictures: of these places (0 to `count` - 1), in this view, as `forward` takes them;
-    forward: of pictures, their features float32 [n, width]; waits: whether pictures come more
-    slowly than they go through, or from elsewhere, so that the next ones are fetched meanwhile.
+    prepared: those of some places (0 to `count` - 1) in some view, as the backbone takes them;
+    waits: whether they are fetched from elsewhere, which the backbone need not wait for.
     """
 
-    pictures: Callable[[list[int], int], Tensor]
-    forward: Callable[[Tensor], Tensor]
+    prepared: Callable[[list[int], int], Tensor]
     count: int
     waits: bool = False
 
@@ -103,22 +107,23 @@ class Passage:
 class Features:
     """The features of training and validation pictures, each computed when it is first asked for.
 
-    They lie in unnamed files of `folder` that are mapped: what the memory has room for stays in it,
-    and a killed process leaves nothing behind. Every rank computes its share and keeps all.
-    Raises `NoRoom`.
+    backbone: of prepared pictures their features, float32 [n, width]. They lie in unnamed files of
+    `folder` that are mapped: what the memory has room for stays in it, and a killed process leaves
+    nothing behind. Every rank computes its share and keeps all. Raises `NoRoom`.
     """
 
     def __init__(
         self,
-        training: Passage,
-        validation: Passage,
+        backbone: Callable[[Tensor], Tensor],
+        training: Pictures,
+        validation: Pictures,
         views: int,
         folder: Path,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        self._training, self._validation, self._views = training, validation, views
-        self._folder, self._device, self._ranks = folder, device, ranks
+        self._backbone, self._training, self._validation = backbone, training, validation
+        self._views, self._folder, self._device, self._ranks = views, folder, device, ranks
         self._kept: dict[int, Kept] = {}
 
     def of(self, epoch: int) -> Callable[[Sequence[int]], Tensor]:
@@ -133,29 +138,29 @@ class Features:
             rows = slice(start, min(start + AT_ONCE, len(features)))
             yield rows, self._taken(features, list(range(rows.start, rows.stop)))
 
-    def _view(self, passage: Passage, view: int) -> Kept:
+    def _view(self, pictures: Pictures, view: int) -> Kept:
         if view not in self._kept:
             begun = time.perf_counter()
-            self._kept[view] = kept(self._folder, self._computed(passage, view))
-            rate = passage.count / (time.perf_counter() - begun)
-            logger.info("features of %d %s pictures (view %d): %.0f a second", passage.count,
-                        "training" if view else "validation", view, rate)
+            self._kept[view] = kept(self._folder, self._computed(pictures, view))
+            logger.info("features of %d %s pictures (view %d), %.0f a second", pictures.count,
+                        "training" if view else "validation", view,
+                        pictures.count / (time.perf_counter() - begun))
         return self._kept[view]
 
-    def _taken(self, features: Kept, places: list[int]) -> Tensor:
-        return torch.from_numpy(features[places]).to(self._device)
-
-    def _computed(self, passage: Passage, view: int) -> Iterator[Tensor]:
+    def _computed(self, pictures: Pictures, view: int) -> Iterator[Tensor]:
         together = AT_ONCE * self._ranks.world
 
         def produce() -> Iterator[tuple[int, Tensor]]:
-            for start in range(0, passage.count, together):
-                places = range(start, min(start + together, passage.count))
+            for start in range(0, pictures.count, together):
+                places = range(start, min(start + together, pictures.count))
                 share, _ = self._ranks.share(places)
-                yield len(places), passage.pictures(share, view)
+                yield len(places), pictures.prepared(share, view)
 
-        for count, pictures in ahead(produce()) if passage.waits else produce():
-            yield self._ranks.joined(passage.forward(pictures), count)
+        for count, prepared in ahead(produce()) if pictures.waits else produce():
+            yield self._ranks.joined(self._backbone(prepared), count)
+
+    def _taken(self, features: Kept, places: list[int]) -> Tensor:
+        return torch.from_numpy(features[places]).to(self._device)
 
 
 def kept(folder: Path, blocks: Iterator[Tensor]) -> Kept:

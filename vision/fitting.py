@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
-from vision.features import Features, Passage, split
+from vision.features import AT_ONCE, Features, Pictures, split
 from vision.network import (
     BadCheckpoint,
     class_names_of,
@@ -47,9 +47,9 @@ from vision.prediction import (
     autocast,
     bfloat16_for_answers,
     device_named,
-    eager,
     logits,
     on_device,
+    standardised,
     upload,
 )
 from vision.ranks import ALONE, Ranks
@@ -130,7 +130,7 @@ class Fitted:
     """The trained network, all its epochs (those before a resume too) and what the machine chose.
 
     machine: device, precision, channels_last, threads, compiled, torch, timm, micro_batch and how
-    they came.
+    they came; features: the engine that computed those of the head phase, if any did.
     """
 
     network: nn.Module
@@ -434,9 +434,7 @@ def _on_features(
     setting: Setting, phase: Phase, workdir: Path, calibration: Calibration
 ) -> Setting | None:
     """The head phase without the backbone; None where it goes through the whole network."""
-    plan, machine, device, held_out = (
-        setting.plan, setting.machine, setting.device, setting.validation
-    )
+    plan, machine, device = setting.plan, setting.machine, setting.device
     if phase.name != "head" or plan.head_views is None:
         return None
 
@@ -444,8 +442,9 @@ def _on_features(
         return _prepared(setting, [setting.order[place] for place in places], epoch=view)
 
     def centres(places: list[int], _: int) -> Tensor:
-        images = [held_out.images[place] for place in places]
-        return upload(held_out.pixels.gather(images), device)
+        examples = setting.validation
+        stored = examples.pixels.gather([examples.images[place] for place in places])
+        return standardised(upload(stored, device), plan.image_size, setting.mean, setting.std)
 
     _set_modes(setting, phase)
     parts = split(setting.network, bent([0, 1], 1))
@@ -454,18 +453,15 @@ def _on_features(
                        "through the whole network", plan.architecture)
         return None
     backbone, alone = parts
-    views, count = min(plan.head_views, phase.last), len(setting.order)
+    views, count, waits = min(plan.head_views, phase.last), len(setting.order), _waits(setting)
     if "features" not in machine:  # a resumed run goes on with the engine that it began with
+        pictures = views * count + len(setting.validation.images)
         machine["features"] = setting.ranks.first(lambda: choose_engine(
-            setting.network, plan, device, views * count, calibration
+            setting.network, plan, device, pictures, calibration
         ).name)
-    engine = ready_backbone(named(machine["features"]), copy.deepcopy(backbone), plan, device)
-    # as precise as `_validate` and `predict` answer
-    answer = eager(backbone, plan, device, bfloat16_for_answers(plan, device),
-                   setting.channels_last)
     features = Features(
-        Passage(bent, engine, count, _waits(setting)),
-        Passage(centres, answer, len(held_out.images), _waits(setting)),
+        ready_backbone(named(machine["features"]), backbone, plan, device, AT_ONCE),
+        Pictures(bent, count, waits), Pictures(centres, len(setting.validation.images), waits),
         views, workdir, device, setting.ranks,
     )
     # a step of the head alone is too short to be shared: every rank takes all whole batches
@@ -584,9 +580,9 @@ def _training_batches(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield (pictures [B, 3, size, size], labels [B], own) of one epoch, on the device.
 
-    In place of pictures their features [B, width], where the head alone is trained. The first `own` count; among several ranks one more may follow that another learns from.
+    In place of pictures their features [B, width] where the head learns alone. The first `own`
+    count; among several ranks one more may follow that another learns from.
     """
-
     features = setting.features.of(epoch) if setting.features else None
 
     def produce() -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -735,9 +731,10 @@ def _validation_outputs(
         )
         return
     setting.network.eval()
-    with torch.inference_mode(), autocast(device, bfloat16):
-        for rows, features in setting.features.of_validation():
-            yield rows, setting.network(features).float()
+    for rows, features in setting.features.of_validation():
+        with torch.inference_mode(), autocast(device, bfloat16):
+            outputs = setting.network(features).float()
+        yield rows, outputs
 
 
 # --- what survives a kill ---
