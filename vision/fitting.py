@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vision import runtime
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
 from vision.features import AT_ONCE, Features, Pictures, split
@@ -53,8 +54,6 @@ from vision.prediction import (
     upload,
 )
 from vision.ranks import ALONE, Ranks
-from vision.runtime import choose as choose_engine
-from vision.runtime import named, ready_backbone
 from vision.trials import choose, compiled
 
 logger = logging.getLogger(__name__)
@@ -456,11 +455,12 @@ def _on_features(
     views, count, waits = min(plan.head_views, phase.last), len(setting.order), _waits(setting)
     if "features" not in machine:  # a resumed run goes on with the engine that it began with
         pictures = views * count + len(setting.validation.images)
-        machine["features"] = setting.ranks.first(lambda: choose_engine(
+        machine["features"] = setting.ranks.first(lambda: runtime.choose(
             setting.network, plan, device, pictures, calibration
         ).name)
+    engine = runtime.named(machine["features"])
     features = Features(
-        ready_backbone(named(machine["features"]), backbone, plan, device, AT_ONCE),
+        runtime.ready_backbone(engine, backbone, plan, device, AT_ONCE),
         Pictures(bent, count, waits), Pictures(centres, len(setting.validation.images), waits),
         views, workdir, device, setting.ranks,
     )
