@@ -57,8 +57,8 @@ def main() -> None:
     device = "cuda" if given.gpu else "cpu"
     rows: list[Row] = []
     notes = [ABOUT]
-    for architecture, (count, held_out) in NETWORKS.items():
-        count, held_out = ON_GPU if given.gpu else (count, held_out)
+    for architecture, on_cpu in NETWORKS.items():
+        count, held_out = ON_GPU if given.gpu else on_cpu
         plan = plan_of(architecture, given.weights)
         print(f"── {architecture}", flush=True)
         with tempfile.TemporaryDirectory() as folder:

@@ -40,7 +40,7 @@ class NoRoom(OSError):
 
 
 class Head(nn.Module):
-    """The head of a network by itself: features [n, width] in, one number per class [n, classes] out.
+    """The head of a network by itself: features [n, width] in, numbers [n, classes] out.
 
     Its classifier is the network's own, so that what it learns the network has learned.
     """

@@ -5,7 +5,6 @@ from the plan's seed and the epoch's number, so a run that was killed and resume
 same bits as one that was not.
 """
 
-import copy
 import ctypes
 import hashlib
 import json

@@ -113,7 +113,7 @@ class Plan:
     recipe: Recipe = "all"
     epochs: int = 20
     head_epochs: int = 5
-    head_views: int | None = 5
+    head_views: int | None = 3
     unfreeze: int = 3
     batch_size: int = 32
     learning_rate: float = 1e-3
