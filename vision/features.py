@@ -55,7 +55,8 @@ class Head(nn.Module):
     @property
     def width(self) -> int:
         """How many features a picture has."""
-        return self.classifier.state_dict()["weight"].shape[1]
+        weight: Tensor = self.classifier.state_dict()["weight"]
+        return weight.shape[1]
 
     def get_classifier(self) -> nn.Module:
         """As timm's networks do."""
