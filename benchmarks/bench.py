@@ -26,6 +26,7 @@ PAGE = FOLDER.parent / "benchmarks.md"
 # part -> its module; in the order in which they run and stand on the page
 PARTS = {
     "train": "benchmarks.training",
+    "head": "benchmarks.head",
     "night": "benchmarks.nights",
     "intake": "benchmarks.intake",
     "decode": "benchmarks.decoding",
@@ -35,7 +36,7 @@ PARTS = {
     "copy": "benchmarks.copying",
     "start": "benchmarks.starting",
 }
-ON_GPU = ("train", "evaluate", "gradcam")
+ON_GPU = ("train", "head", "evaluate", "gradcam")
 LIBRARIES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "fastai", "transformers", "accelerate",
     "onnxruntime", "openvino", "grad-cam", "opencv-python-headless", "pandas", "psycopg2-binary",
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--gpu", action="store_true", help="on CUDA; " + ", ".join(ON_GPU))
     parser.add_argument("--data", type=Path, help="folder of class folders of JPEGs")
-    parser.add_argument("--weights", type=Path, help="MobileNetV2 weights for Grad-CAM")
+    parser.add_argument("--weights", type=Path, help="MobileNetV2 weights for head and Grad-CAM")
     parser.add_argument("--page", action="store_true", help="only write the page")
     given = parser.parse_args()
     unknown = sorted(set(given.parts) - set(PARTS))

@@ -84,6 +84,9 @@ def assert_alike(one: list[Epoch], other: list[Epoch], **tolerance: float) -> No
         # 10, 10 and 9: batch norm blows up what little tells two pictures from their mixtures
         (2, {"mixup": 0.4, "cutmix": 1.0, "batch_size": 10, "ema_decay": 0.8, "layer_decay": 0.7}),
         (2, {"recipe": "two-phase", "head_epochs": 1, "unfreeze": 2, "warmup_epochs": 0.0}),
+        (3, {"recipe": "two-phase", "epochs": 4, "head_epochs": 3, "head_views": 2, "unfreeze": 1}),
+        (2, {"recipe": "two-phase", "epochs": 4, "head_epochs": 3, "head_views": None,
+             "unfreeze": 1}),
     ],
 )  # fmt: skip
 def test_several_processes_train_what_one_would(

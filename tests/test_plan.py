@@ -48,6 +48,7 @@ from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
         ({"arguments": []}, ["arguments=[]"]),
         ({"cutoff": 40, "most": 39}, ["most=39", "cutoff=40"]),
         ({"epochs": 2, "warmup_epochs": 2}, ["warmup_epochs=2.0", "epochs=2"]),
+        ({"head_views": 0}, ["head_views=0"]),
         ({"recipe": "two-phase", "epochs": 5}, ["head_epochs=5", "both phases"]),
         ({"recipe": "two-phase", "head_epochs": 1}, ["warmup_epochs=1.0", "1 epochs"]),
         ({"recipe": "scratch", "weights": "hub"}, ["weights='hub'", "at random"]),

@@ -73,6 +73,28 @@ def test_every_engine_answers_as_pytorch_does(engine: Engine) -> None:
     assert expected.std(dim=0).min() > TOLERANCES[engine.precision]
 
 
+@pytest.mark.parametrize(
+    "engine", [one for one in ENGINES if one.library != "compiled"], ids=lambda one: one.name
+)
+def test_every_engine_has_the_features_of_a_backbone(engine: Engine) -> None:
+    """A network without head takes pictures as training has them, in whole and short batches."""
+    if engine.library == "openvino":
+        pytest.importorskip("openvino")
+    backbone = network()
+    backbone.reset_classifier(0)  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(11, 3, PLAN.image_size, PLAN.image_size, generator=generator)
+    last = pictures.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = backbone(pictures)
+    forward = runtime.ready_backbone(engine, backbone, PLAN, "cpu", batch_size=8)
+    found = torch.cat([forward(some) for some in last.split(8)])
+    assert found.dtype == torch.float32
+    tolerance = TOLERANCES[engine.precision] * float(expected.abs().max())
+    assert (found - expected).abs().max() < tolerance
+    assert expected.std() > tolerance
+
+
 class Small(torch.nn.Module):
     """Two layers, which a compiler is done with soon."""
 
@@ -228,3 +250,5 @@ def test_a_missing_library_is_named() -> None:
     """An engine that this device does not have says what to do."""
     with pytest.raises(NoEngine, match="CPUs"):
         runtime.ready(ONNX, network(), PLAN, torch.device("meta"))
+    with pytest.raises(NoEngine, match="CPUs"):
+        runtime.ready_backbone(ONNX, network(), PLAN, torch.device("meta"))

@@ -10,11 +10,13 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -57,17 +59,36 @@ def export(network: nn.Module, plan: Plan, path: Path) -> None:
 
     The file appears complete or not at all. Raises `BadExport`.
     """
-    import onnxruntime  # type: ignore[import-untyped]
-
-    wrapped = OfPixels(network, plan).eval()
     side = plan.geometry.side
     noise = np.random.default_rng(plan.seed).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    _export(OfPixels(network, plan).eval(), noise, ("pixels", "logits"), network, plan, path)
+
+
+def export_backbone(network: nn.Module, plan: Plan, path: Path) -> None:
+    """Write a network without head likewise: `pictures` float32 [n, 3, size, size], normalised, in,
+    `features` float32 [n, width] out.
+    """
+    shape = (3, 3, plan.image_size, plan.image_size)
+    noise = np.random.default_rng(plan.seed).standard_normal(shape, dtype=np.float32)
+    _export(network.eval(), noise, ("pictures", "features"), network, plan, path)
+
+
+def _export(
+    wrapped: nn.Module,
+    noise: npt.NDArray[Any],
+    names: tuple[str, str],
+    network: nn.Module,
+    plan: Plan,
+    path: Path,
+) -> None:
+    import onnxruntime  # type: ignore[import-untyped]
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         aside = Path(folder) / "network.onnx"
         try:
             with _quiet(), torch.no_grad():
-                _write(wrapped, torch.from_numpy(noise[:2]), aside)
+                _write(wrapped, torch.from_numpy(noise[:2]), names, class_names_of(network), aside)
         except Exception as error:  # the exporter raises what it likes, over many lines
             line = " ".join(str(error).split())[:200]
             raise BadExport(
@@ -75,7 +96,7 @@ def export(network: nn.Module, plan: Plan, path: Path) -> None:
                 "answer with PyTorch"
             ) from error
         session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"pixels": noise})
+        (found,) = session.run(None, {names[0]: noise})
         with torch.inference_mode():
             expected = wrapped(torch.from_numpy(noise)).numpy()
         apart = float(np.abs(found - expected).max())
@@ -87,22 +108,28 @@ def export(network: nn.Module, plan: Plan, path: Path) -> None:
         os.replace(aside, path)
 
 
-def _write(wrapped: OfPixels, example: Tensor, path: Path) -> None:
+def _write(
+    wrapped: nn.Module,
+    example: Tensor,
+    names: tuple[str, str],
+    class_names: Sequence[str],
+    path: Path,
+) -> None:
     import onnx
 
     program = torch.onnx.export(
         wrapped,
         (example,),
         dynamo=True,
-        input_names=["pixels"],
-        output_names=["logits"],
+        input_names=[names[0]],
+        output_names=[names[1]],
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         verbose=False,
     )
     assert program is not None  # noqa: S101  (None only for a path given, which mypy cannot know)
     model = program.model_proto
-    names = json.dumps({"class_names": list(class_names_of(wrapped.network))})
-    onnx.helper.set_model_props(model, {METADATA_KEY: names})
+    told = json.dumps({"class_names": list(class_names)})
+    onnx.helper.set_model_props(model, {METADATA_KEY: told})
     onnx.save(model, path)
 
 

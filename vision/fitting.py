@@ -26,8 +26,10 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import v2
 
+from vision import runtime
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
+from vision.features import AT_ONCE, Features, Pictures, split
 from vision.network import (
     BadCheckpoint,
     class_names_of,
@@ -50,6 +52,7 @@ from vision.prediction import (
     device_named,
     logits,
     on_device,
+    standardised,
     upload,
 )
 from vision.ranks import ALONE, Ranks
@@ -134,7 +137,7 @@ class Fitted:
     """The trained network, all its epochs (those before a resume too) and what the machine chose.
 
     machine: device, precision, channels_last, threads, compiled, torch, timm, micro_batch and how
-    they came.
+    they came; features: the engine that computed those of the head phase, if any did.
     """
 
     network: nn.Module
@@ -187,6 +190,7 @@ class Setting:
     learner: nn.Module = field(init=False)  # the network as it is called in training
     compiled: nn.Module | None = None  # the same, made for whole batches of the plan's size
     average: ModelEmaV3 | None = None  # of the network's weights, once the last phase has begun
+    features: Features | None = None  # what the network, then a head alone, is given for pictures
 
     @property
     def kept(self) -> nn.Module:
@@ -222,6 +226,7 @@ def fit(
     result; only the leader reads and writes `workdir`. See `vision.distributed`.
     """
     place = device_named(device)
+    calibration = calibration or Calibration()
     keep_freed_memory()
     identity = _identity(network, plan, train, validation, place)
     state = ranks.first(lambda: _read_state(workdir / RESUME_FILE, identity))
@@ -231,7 +236,7 @@ def fit(
     ):
         setting = _set_up(
             network, plan, train, validation, place, on_step, state, ranks,
-            calibration or Calibration(), threads,
+            calibration, threads,
         )
         epochs = [Epoch(**one) for one in state.facts["epochs"]] if state else []
         if state:
@@ -240,12 +245,14 @@ def fit(
         for phase in phases(plan):
             if len(epochs) >= phase.last:
                 continue
-            optimizer = _begin(setting, phase)
+            at_work = _on_features(setting, phase, workdir, calibration) or setting
+            optimizer = _begin(at_work, phase)
             if state and len(epochs) >= phase.first:
                 _restore_optimizer(optimizer, state)
             while len(epochs) < phase.last:
-                epoch = _one_epoch(setting, phase, optimizer, len(epochs) + 1)
+                epoch = _one_epoch(at_work, phase, optimizer, len(epochs) + 1)
                 epochs.append(epoch)
+                setting.micro_batch = at_work.micro_batch
                 setting.machine["micro_batch"] = setting.micro_batch
                 if ranks.leads:
                     _write_state(workdir / RESUME_FILE, identity, setting, optimizer, epochs)
@@ -462,6 +469,45 @@ def _choose(
 # --- training ---
 
 
+def _on_features(
+    setting: Setting, phase: Phase, workdir: Path, calibration: Calibration
+) -> Setting | None:
+    """The head phase without the backbone; None where it goes through the whole network."""
+    plan, machine, device = setting.plan, setting.machine, setting.device
+    if phase.name != "head" or plan.head_views is None or plan.mixes:
+        return None  # mixed are pictures, not their features
+
+    def bent(places: list[int], view: int) -> Tensor:
+        return _prepared(setting, [setting.order[place] for place in places], epoch=view)
+
+    def centres(places: list[int], _: int) -> Tensor:
+        examples = setting.validation
+        stored = examples.pixels.gather([examples.images[place] for place in places])
+        return standardised(upload(stored, device), plan.image_size, setting.mean, setting.std)
+
+    _set_modes(setting, phase)
+    parts = split(setting.network, bent([0, 1], 1))
+    if parts is None:
+        logger.warning("%s does not end with a head that can learn alone: the head phase goes "
+                       "through the whole network", plan.architecture)
+        return None
+    backbone, alone = parts
+    views, count, waits = min(plan.head_views, phase.last), len(setting.order), _waits(setting)
+    if "features" not in machine:  # a resumed run goes on with the engine that it began with
+        pictures = views * count + len(setting.validation.images)
+        machine["features"] = setting.ranks.first(lambda: runtime.choose(
+            setting.network, plan, device, pictures, calibration
+        ).name)
+    engine = runtime.named(machine["features"])
+    features = Features(
+        runtime.ready_backbone(engine, backbone, plan, device, AT_ONCE),
+        Pictures(bent, count, waits), Pictures(centres, len(setting.validation.images), waits),
+        views, workdir, device, setting.ranks,
+    )
+    # a step of the head alone is too short to be shared: every rank takes all whole batches
+    return replace(setting, network=alone, ranks=ALONE, features=features)
+
+
 def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
     """Set what learns in this phase, and an optimizer for it with nothing remembered."""
     network, plan = setting.network, setting.plan
@@ -475,7 +521,8 @@ def _begin(setting: Setting, phase: Phase) -> torch.optim.Optimizer:
         setting.average = _averaged(network, plan.ema_decay)
     setting.learner = setting.ranks.learner(network)
     alone = setting.ranks.world == 1
-    setting.compiled = compiled(network) if alone and setting.machine.get("compiled") else None
+    worth_compiling = setting.machine.get("compiled") and setting.features is None
+    setting.compiled = compiled(network) if alone and worth_compiling else None
     # looked up only where it matters: not every network that can learn has blocks
     behind = distances(network) if plan.layer_decay != 1 and phase.backbone_rate else {}
     of_head = {id(parameter) for parameter in head(network).parameters()}
@@ -585,10 +632,11 @@ def _training_batches(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield (pictures [B, 3, size, size], labels, own) of one epoch, on the device.
 
-    labels: one class each, int64 [B]; of mixed pictures the share of every class, float32 [B,
-    classes]. The first `own` count; among several ranks one more may follow that another learns
-    from.
+    In place of pictures their features [B, width] where the head learns alone. labels: one class
+    each, int64 [B]; of mixed pictures the share of every class, float32 [B, classes]. The first
+    `own` count; among several ranks one more may follow that another learns from.
     """
+    features = setting.features.of(epoch) if setting.features else None
 
     def produce() -> Iterator[tuple[Tensor, Tensor, int]]:
         for places in rows_of:
@@ -598,13 +646,20 @@ def _training_batches(
             labels = torch.tensor(
                 [setting.targets[setting.train.labels[row]] for row in rows]
             ).to(setting.device)
-            yield _prepared(setting, rows, epoch), labels, own
+            inputs = features(share) if features else _prepared(setting, rows, epoch)
+            yield inputs, labels, own
 
-    # On a CPU the cores are busy with the network already, and preparing is a hundredth of the
-    # work: unless pictures must be fetched and decoded first, which waits for S3.
-    waits = setting.device.type == "cuda" or not isinstance(setting.train.pixels, Pixels)
-    prepared = ahead(produce()) if waits else produce()
+    prepared = ahead(produce()) if _waits(setting) and features is None else produce()
     return _mixed_batches(setting, prepared, epoch) if setting.plan.mixes else prepared
+
+
+def _waits(setting: Setting) -> bool:
+    """Whether pictures are prepared while others are computed.
+
+    On a CPU the cores are busy with the network already, and preparing is a hundredth of the work:
+    unless pictures must be fetched and decoded first, which waits for S3.
+    """
+    return setting.device.type == "cuda" or not isinstance(setting.train.pixels, Pixels)
 
 
 def _mixed_batches(
@@ -759,15 +814,29 @@ def _validate(setting: Setting) -> tuple[float, float]:
     )
     loss = torch.zeros((), dtype=torch.float64, device=setting.device)
     right = torch.zeros((), dtype=torch.long, device=setting.device)
-    for rows, outputs in logits(
-        setting.kept, examples.pixels, examples.images[rows_here], setting.plan, setting.device,
-        VALIDATION_BATCH, bfloat16_for_answers(setting.plan, setting.device),
-        setting.channels_last,
-    ):
+    for rows, outputs in _validation_outputs(setting, examples.images[rows_here]):
         loss += functional.cross_entropy(outputs, targets[rows], reduction="sum").double()
         right += (outputs.argmax(dim=1) == targets[rows]).sum()
     count = len(examples.labels)
     return float(ranks.sum(loss)) / count, int(ranks.sum(right)) / count
+
+
+def _validation_outputs(
+    setting: Setting, images: Sequence[str]
+) -> Iterator[tuple[slice, Tensor]]:
+    plan, device = setting.plan, setting.device
+    bfloat16 = bfloat16_for_answers(plan, device)
+    if setting.features is None:
+        yield from logits(
+            setting.kept, setting.validation.pixels, images, plan, device, VALIDATION_BATCH,
+            bfloat16, setting.channels_last,
+        )
+        return
+    setting.network.eval()
+    for rows, features in setting.features.of_validation():
+        with torch.inference_mode(), autocast(device, bfloat16):
+            outputs = setting.network(features).float()
+        yield rows, outputs
 
 
 # --- what survives a kill ---

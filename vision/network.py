@@ -179,6 +179,13 @@ def head_dropouts(network: nn.Module) -> list[nn.Dropout]:
     ]
 
 
+def head_dropout(network: nn.Module) -> float:
+    """Share of the features that are dropped before the head in training, 0 to 1."""
+    layers = head_dropouts(network)
+    rate = layers[-1].p if layers else getattr(network, "drop_rate", 0.0)
+    return float(rate) if isinstance(rate, int | float) else 0.0
+
+
 def class_names_of(network: nn.Module) -> tuple[str, ...]:
     """Class names in the order of the network's outputs."""
     return _remembered(network).class_names

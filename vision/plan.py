@@ -23,7 +23,7 @@ Recipe = Literal["all", "two-phase", "inherit", "scratch"]
 # defaults must never change.
 LATER = (
     "effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix",
-    "class_augmentation", "targeted",
+    "class_augmentation", "targeted", "head_views",
     "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
 )  # fmt: skip
 
@@ -146,6 +146,10 @@ class Plan:
         "times that every training image is seen; two-phase counts both phases"))
     head_epochs: int = field(default=5, metadata=_means(
         "two-phase: how many of the epochs train the head alone"))
+    head_views: int | None = field(default=3, metadata=_means(
+        "two-phase: in how many ways each picture is bent in the first phase, where features are "
+        "computed once for each and the epochs take them in turn; null: bent anew in every epoch, "
+        "through the whole network, which is slow; so it is with mixup or cutmix"))
     unfreeze: int = field(default=3, metadata=_means(
         "two-phase: how many of the last blocks learn in the second phase"))
     batch_size: int = field(default=32, metadata=_means(
@@ -236,6 +240,8 @@ class Plan:
         _choice(self, "recipe", ("all", "two-phase", "inherit", "scratch"))
         _whole(self, "epochs", 1, 10_000)
         _whole(self, "head_epochs", 1, 10_000)
+        if self.head_views is not None:
+            _whole(self, "head_views", 1, 10_000)
         _whole(self, "unfreeze", 1, 10_000)
         _whole(self, "batch_size", 1, 65_536)
         _number(self, "learning_rate", 1e-9, 100.0)

@@ -48,6 +48,14 @@ class Ranks:
         count = len(mine)
         return mine + list(rows[: math.ceil(len(rows) / self.world) - count]), count
 
+    def joined(self, share: Tensor, count: int) -> Tensor:
+        """Undo `share`: what all ranks made of theirs, for all `count` rows in their order."""
+        if self.world == 1:
+            return share[:count]
+        everybodys = [torch.empty_like(share) for _ in range(self.world)]
+        distributed.all_gather(everybodys, share)
+        return torch.stack(everybodys, dim=1).flatten(0, 1)[:count]
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Add up over all ranks."""
         if self.world == 1:

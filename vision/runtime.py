@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vision.calibration import Calibration, Measured
-from vision.export import OfPixels, export
+from vision.export import OfPixels, export, export_backbone
 from vision.network import class_names_of
 from vision.plan import Plan
 from vision.prediction import Forward, autocast, bfloat16_for_answers, device_named, eager, upload
@@ -216,39 +216,84 @@ def ready(
             network, plan, place, engine.precision == "bfloat16", engine.channels_last is True
         )
     if engine.library == "compiled":
-        return _compiled(engine, network, plan, place, batch_size)
-    if place.type != "cpu":
+        return _compiled(engine, OfPixels(network, plan), place, batch_size)
+    _refuse_absent(engine, place)
+    return _translated(engine, network, plan, export, batch_size)
+
+
+def ready_backbone(
+    engine: Engine, network: nn.Module, plan: Plan, device: str | torch.device, batch_size: int = 64
+) -> Callable[[Tensor], Tensor]:
+    """Make a network without head ready: a function of pictures as they come in training.
+
+    They are float32 [n, 3, size, size], normalised, on the device, for any n up to batch_size;
+    their features are float32 [n, width] on it. Raises `NoEngine` as `ready` does.
+    """
+    place = device_named(device)
+    if engine.library == "eager":
+        return _plain_backbone(engine, network, place)
+    if engine.library == "compiled":
+        return _compiled(engine, network, place, batch_size)
+    _refuse_absent(engine, place)
+    return _translated(engine, network, plan, export_backbone, batch_size)
+
+
+def _refuse_absent(engine: Engine, device: torch.device) -> None:
+    if device.type != "cpu":
         raise NoEngine(f"{engine.name} answers on CPUs here: use an eager or compiled engine")
     if importlib.util.find_spec(engine.library) is None:
         raise NoEngine(f"{engine.name} is not installed: pip install {engine.library}, or let "
                        "another engine answer for all versions that are compared")
-    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
-        path = Path(folder) / "network.onnx"
-        export(network.to("cpu").eval(), plan, path)
-        if engine.library == "openvino":
-            return _openvino(engine, path, plan, batch_size)
-        return _onnxruntime(path)
+
+
+def _plain_backbone(
+    engine: Engine, network: nn.Module, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    network.to(device).to(memory_format=layout).eval()
+
+    def forward(pictures: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(device, engine.precision == "bfloat16"):
+            features: Tensor = network(pictures.contiguous(memory_format=layout)).float()
+        return features
+
+    return forward
 
 
 def _compiled(
-    engine: Engine, network: nn.Module, plan: Plan, device: torch.device, batch_size: int
+    engine: Engine, network: nn.Module, device: torch.device, batch_size: int
 ) -> Forward:
     from torch._inductor import config
 
-    whole = OfPixels(network, plan).to(device).eval().to(memory_format=torch.channels_last)
+    whole = network.to(device).eval().to(memory_format=torch.channels_last)
     run = torch.compile(whole, dynamic=False)
 
-    def forward(stored: Tensor) -> Tensor:
+    def forward(inputs: Tensor) -> Tensor:
         with (
             torch.no_grad(),
             autocast(device, engine.precision == "bfloat16"),
             # batch norms are folded and weights laid out for this processor once
             config.patch(freezing=device.type == "cpu"),
         ):
-            outputs: Tensor = run(_filled(stored, batch_size))
-        return outputs[: len(stored)].float()
+            outputs: Tensor = run(_filled(inputs, batch_size))
+        return outputs[: len(inputs)].float()
 
     return forward
+
+
+def _translated(
+    engine: Engine,
+    network: nn.Module,
+    plan: Plan,
+    write: Callable[[nn.Module, Plan, Path], None],
+    batch_size: int,
+) -> Forward:
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        path = Path(folder) / "network.onnx"
+        write(network.to("cpu").eval(), plan, path)
+        return _openvino(engine, path, batch_size) if engine.library == "openvino" else (
+            _onnxruntime(path)
+        )
 
 
 def _onnxruntime(path: Path) -> Forward:
@@ -261,21 +306,22 @@ def _onnxruntime(path: Path) -> Forward:
     session = onnxruntime.InferenceSession(
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
     )
+    (taken,) = session.get_inputs()
 
-    def forward(stored: Tensor) -> Tensor:
-        (outputs,) = session.run(None, {"pixels": stored.numpy()})
+    def forward(inputs: Tensor) -> Tensor:
+        (outputs,) = session.run(None, {taken.name: inputs.contiguous().numpy()})
         return torch.from_numpy(outputs)
 
     return forward
 
 
-def _openvino(engine: Engine, path: Path, plan: Plan, batch_size: int) -> Forward:
+def _openvino(engine: Engine, path: Path, batch_size: int) -> Forward:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
-    side = plan.geometry.side
-    model.reshape([batch_size, side, side, 3])  # a fixed shape is planned once
+    shape = [one.get_length() for one in list(model.input(0).get_partial_shape())[1:]]
+    model.reshape([batch_size, *shape])  # a fixed shape is planned once
     request = core.compile_model(
         model,
         "CPU",
@@ -286,19 +332,20 @@ def _openvino(engine: Engine, path: Path, plan: Plan, batch_size: int) -> Forwar
         },
     ).create_infer_request()
 
-    def forward(stored: Tensor) -> Tensor:
-        outputs = request.infer({0: _filled(stored, batch_size).numpy()}, share_inputs=True)[0]
-        return torch.from_numpy(outputs[: len(stored)].copy())
+    def forward(inputs: Tensor) -> Tensor:
+        whole = _filled(inputs, batch_size).contiguous().numpy()
+        outputs = request.infer({0: whole}, share_inputs=True)[0]
+        return torch.from_numpy(outputs[: len(inputs)].copy())
 
     return forward
 
 
-def _filled(stored: Tensor, batch_size: int) -> Tensor:
-    """A last, shorter batch filled up with black: one shape, one program, one rounding."""
-    short = batch_size - len(stored)
+def _filled(inputs: Tensor, batch_size: int) -> Tensor:
+    """A last, shorter batch filled up with zeros: one shape, one program, one rounding."""
+    short = batch_size - len(inputs)
     if short <= 0:
-        return stored
-    return torch.cat([stored, stored.new_zeros((short, *stored.shape[1:]))])
+        return inputs
+    return torch.cat([inputs, inputs.new_zeros((short, *inputs.shape[1:]))])
 
 
 def _measurement(
