@@ -17,7 +17,7 @@ from records.benchmark import BadBenchmark, BenchmarkRow, Frozen, Member, as_mem
 from records.deployments import Champion
 from records.objects import normalised
 from tasks import checkpoints
-from tasks.evaluation import answer, choose_engine, runtime
+from tasks.evaluation import answer, choose_engine, runtime, settle_thresholds
 from tasks.progress import progress
 from vision.answers import Answers
 from vision.gate import USUAL_DISCORDANCE, Limits, power
@@ -90,6 +90,7 @@ def withdraw(words: list[str], by: str, why: str) -> BenchmarkRow:
         ]  # fmt: skip
         row = benchmark.withdraw(session, images, by, why, _power(session, kept, scored))
         _keep(session, scored, row.version)
+    _verify_threshold(scored)
     return row
 
 
@@ -115,6 +116,7 @@ def _add(by: str, why: str) -> Frozenness:
         whole = _members(session) + [as_member(one) for one in added]
         row = benchmark.freeze(session, added, by, why, _power(session, whole, scored))
         _keep(session, scored, row.version)
+    _verify_threshold(scored)
     return Frozenness(row, len(added), tuple(refused))
 
 
@@ -161,6 +163,12 @@ def _champion_answers(whole: list[Member]) -> _Scored | None:
     sources = {one.sha256: (one.key, None) for one in whole}
     names, labels = [one.sha256 for one in whole], [one.class_name for one in whole]
     return _Scored(champion, answer(loaded, sources, names, labels, engine), engine)
+
+
+def _verify_threshold(scored: _Scored | None) -> None:
+    """Say what the champion's threshold is worth on the new version."""
+    if scored is not None:
+        settle_thresholds(scored.champion.version_id)
 
 
 def _keep(session: Session, scored: _Scored | None, version: int) -> None:
