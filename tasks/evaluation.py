@@ -68,6 +68,35 @@ def evaluate(run_id: int, version_id: int, champion_id: int | None) -> None:
         _measure_latency(run_id, loaded)
 
 
+@reading("evaluate held-out images")
+def evaluate_held_out(run_id: int, version_id: int) -> None:
+    """Score a version on validation and test images of its own snapshot, and time it.
+
+    For one whose classes are not the benchmark's: a stage of pretraining.
+    """
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+    listed = snapshot.read(version.snapshot_digest)
+    loaded = checkpoints.load(version_id)
+    images = sum(len(listed.images[split]) for split in ("validation", "test"))
+    answering = start(loaded, choose_engine(loaded, images))
+    with timed(run_id, "evaluate") as facts, storing() as keep:
+        facts["engine"] = answering.engine.name
+        facts["images"] = _evaluate_library(run_id, version_id, listed, {}, answering, keep)
+    with timed(run_id, "latency"):
+        _measure_latency(run_id, {version_id: loaded})
+
+
+def is_evaluated(version_id: int) -> bool:
+    """Whether a version has all its figures, on the newest benchmark."""
+    with database.connect().transaction() as session:
+        frozen = benchmark.current(session)
+        answered = evaluations.find(session, version_id, "test") and evaluations.find(
+            session, version_id, "benchmark", benchmark_version=frozen.version
+        )
+        return answered is not None and versions.get(session, version_id).latency_seconds is not None
+
+
 def _evaluate_library(
     run_id: int,
     version_id: int,
