@@ -52,6 +52,10 @@ Set = Annotated[
     typer.Option("--set", help="One field of the plan, as FIELD=VALUE (VALUE is JSON or text)."),
 ]
 
+From = Annotated[
+    int | None, typer.Option("--from", help="A pretrained version to start from.")
+]
+
 
 def main() -> None:
     """Run the command line; an error of ours is one line, any other keeps its traceback."""
@@ -295,8 +299,12 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
                 help="Let new classes serve that the benchmark does not hold yet.")] = False,
             retire: Annotated[list[str] | None, typer.Option(
                 help="A class that may vanish and be lost; may be repeated.")] = None,
+            root: From = None,
             as_json: Json = False) -> None:  # fmt: skip
     """Run one night now: intake, training, evaluation, gate, deployment.
+
+    While nothing serves, --from VERSION says which pretrained version the first one starts from;
+    afterwards it is the champion.
 
     Example: regraft nightly --set epochs=5 --set cutoff=20
     """
@@ -307,11 +315,38 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
     from vision.gate import Limits
 
     limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
-    outcome = flow(plan=plan, limits=limits)
+    outcome = flow(plan=plan, limits=limits, root=root)
     _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
     code = {"refused": 3, "stopped": 4}.get(outcome.state, 0)
     if code:
         raise typer.Exit(code)
+
+
+@app.command()
+def pretrain(sets: Annotated[list[str], typer.Argument(
+                 metavar="SET…", help="A folder of class folders, or s3://PREFIX of your bucket.")],
+             plan_file: PlanFile = None, fields: Set = None, root: From = None,
+             as_json: Json = False) -> None:  # fmt: skip
+    """Train one network on other sets, one after the other, for nights to start from.
+
+    Each stage is a version that never serves. Killed and run again, it goes on where it was; a
+    stage that needs another plan is a call of its own with --from.
+
+    Example: regraft pretrain ./tiny-imagenet ./cifar --set epochs=40 --set image_size=64
+    """
+    plan = _plan(plan_file, fields)
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows.pretrain import pretrain as flow
+    from tasks.sets import locate
+
+    outcomes = flow(sets=[locate(one) for one in sets], plan=plan, root=root)
+    if as_json:
+        _print_json([dataclasses.asdict(one) for one in outcomes])
+        return
+    for one in outcomes:
+        typer.echo(f"{one.state}: {one.reason}")
+    typer.echo(f"start from it: regraft nightly --from {outcomes[-1].version_id}")
 
 
 @app.command()

@@ -25,8 +25,8 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>!|~#&])")
 
 
 def run_name() -> str:
-    """What a night is called before its candidate is known."""
-    return f"nightly {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    """What a run is called before its version is known: the flow's name and the time."""
+    return f"{flow_run.flow_name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 def flow_run_id() -> str | None:
@@ -65,13 +65,14 @@ def publish(run_id: int, state: str, reason: str, version_id: int | None) -> Non
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:
+        purpose = runs.get(session, run_id).purpose
         text = markdown(session, run_id, state, reason, version_id)
         judged = deployments.verdict(session, version_id) if version_id else None
         checks = deployments.checks(session, judged.id) if judged else []
     # The night is decided: a Prefect that is away now must not make it look failed.
     with courtesy("publish the report"):
         create_markdown_artifact(
-            text, key="nightly-report", description="What this night did and why"
+            text, key=f"{purpose}-report", description="What this run did and why"
         )
         if checks:
             create_table_artifact(

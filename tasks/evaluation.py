@@ -87,14 +87,19 @@ def evaluate_held_out(run_id: int, version_id: int) -> None:
         _measure_latency(run_id, {version_id: loaded})
 
 
-def is_evaluated(version_id: int) -> bool:
-    """Whether a version has all its figures, on the newest benchmark."""
+def is_scored(version_id: int) -> bool:
+    """Whether a version has its figures on held-out images and its latency, the last of them."""
     with database.connect().transaction() as session:
-        frozen = benchmark.current(session)
-        answered = evaluations.find(session, version_id, "test") and evaluations.find(
-            session, version_id, "benchmark", benchmark_version=frozen.version
-        )
-        return answered is not None and versions.get(session, version_id).latency_seconds is not None
+        timed_too = versions.get(session, version_id).latency_seconds is not None
+        return timed_too and evaluations.find(session, version_id, "test") is not None
+
+
+def is_scored_on_benchmark(version_id: int) -> bool:
+    """Whether it has these and those on the newest benchmark."""
+    with database.connect().transaction() as session:
+        newest = benchmark.current(session).version
+        answered = evaluations.find(session, version_id, "benchmark", benchmark_version=newest)
+    return answered is not None and is_scored(version_id)
 
 
 def _evaluate_library(

@@ -49,7 +49,7 @@ def locate(word: str) -> str:
     ours = {
         prefix + path.relative_to(folder).as_posix(): path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.parent != folder and not path.name.startswith(".")
     }
     there = {one.key: one.size for one in storage.connect().list(prefix)}
     foreign = sorted(key for key, size in there.items() if ours.get(key) != size)
