@@ -1,6 +1,7 @@
 """The night: take in, validate, freeze, train, score, judge, deploy, explain."""
 
 import json
+import logging
 from dataclasses import asdict
 
 from prefect import flow
@@ -19,6 +20,8 @@ from tasks.training import train_version, write_candidate
 from tasks.validation import check_batch, settle_gone
 from vision.gate import Limits
 from vision.plan import Plan
+
+log = logging.getLogger("regraft")
 
 
 # A failed run's error is stored whatever is asked; as JSON it cannot run code when it is read.
@@ -46,6 +49,9 @@ def nightly(
         snapshot = freeze_snapshot(run_id, plan)
         champion = serving()
         parent = champion or pretrained(root, plan)
+        if root and champion:
+            log.warning("version %d serves, so the night starts from it and not from version %d",
+                        champion, root)  # fmt: skip
         if reason := nothing_new(snapshot, plan, limits, champion, parent):
             return night.end("skipped", reason)
         candidate = write_candidate(run_id, "nightly", snapshot, plan, parent)
