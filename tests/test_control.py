@@ -6,13 +6,10 @@ import pytest
 import worlds
 from worlds import Story
 
-from flows import control as comparison
-from flows.control import control
+from flows.control import afresh, control, history, markdown
 from flows.nightly import nightly
-from infra.database import Database
 from infra.embedded import Addresses
-from infra.storage import Storage
-from records.benchmark import NoBenchmark
+from tasks.lineage import beginning
 from vision.plan import BadPlan
 
 
@@ -60,7 +57,7 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
             assert accuracy == pytest.approx(
                 [(2, on.first_correct / on.images), (3, on.second_correct / on.images)]
             )
-        text = comparison.markdown(worth)
+        text = markdown(worth)
         assert "lineage is worth" in text
         assert "Their plans differ in recipe" in text
         world.check()
@@ -71,7 +68,7 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
         assert world.ask("SELECT count(*) FROM run_steps WHERE name = 'train' AND run_id = 4") == [
             (0,)
         ]
-        assert len(comparison.history()[1]) == 1  # the same pair is told once
+        assert len(history()[1]) == 1  # the same pair is told once
 
         # champion and benchmark as they were, and the candidate of a night is what it would be
         assert nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS).state == "skipped"
@@ -79,16 +76,15 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
 
 def test_a_control_by_another_plan(story: Story) -> None:
     """Single fields may be changed; a start that the recipe would ignore is refused."""
-    begun = comparison.beginning
     with worlds.rows_of(story.done) as world, worlds.inside(world):
-        plan, parent = comparison.afresh(
-            begun(2), {"epochs": 3, "augmentation": {"rotation": 5}}, None
+        plan, parent = afresh(
+            beginning(2), {"epochs": 3, "augmentation": {"rotation": 5}}, None
         )
         wished = replace(worlds.FIRST_PLAN.augmentation, rotation=5.0)
         assert plan == replace(worlds.FIRST_PLAN, epochs=3, augmentation=wished)
         assert parent is None
         with pytest.raises(BadPlan, match="recipe='scratch': it starts at random"):
-            comparison.afresh(begun(2), {}, 1)
+            afresh(beginning(2), {}, 1)
         with pytest.raises(BadPlan, match="epoch"):
             control(changes={"epoch": 3})
 
