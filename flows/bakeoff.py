@@ -1,7 +1,5 @@
 """The bake-off: several architectures and image sizes on one snapshot, as a table and a picture."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The control run: the champion's images learned afresh, to tell what its lineage is worth."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -57,15 +57,16 @@ def verdict(version_id: int) -> tuple[str, str]:
     return "refused", f"version {version_id} was refused: {' · '.join(failed)}"
 
 
-def publish(run_id: int, state: str, reason: str, version_id: int | None) -> None:
-    """Keep the night's profile; put checks and report on the Prefect page of the run."""
+def publish(
+    purpose: str, run_id: int, state: str, reason: str, version_id: int | None
+) -> None:
+    """Keep the run's profile; put checks and report on the Prefect page of the run."""
     log.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:
-        purpose = runs.get(session, run_id).purpose
         text = markdown(session, run_id, state, reason, version_id)
         judged = deployments.verdict(session, version_id) if version_id else None
         checks = deployments.checks(session, judged.id) if judged else []

@@ -67,7 +67,7 @@ def one_run(purpose: str, plan: Plan, judged: bool = False) -> Iterator[Running]
     with store.transaction() as session:
         state = "skipped" if finished.state == "skipped" else "completed"
         runs.close(session, run_id, state, f"{finished.state}: {finished.reason}")
-    report.publish(run_id, finished.state, finished.reason, finished.version_id)
+    report.publish(purpose, run_id, finished.state, finished.reason, finished.version_id)
 
 
 def pretrained(root: int | None, plan: Plan) -> int | None:

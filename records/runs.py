@@ -116,12 +116,6 @@ def add_step(
     )
 
 
-def get(session: Session, run_id: int) -> RunRow:
-    """One run, whose number somebody has from its beginning."""
-    columns = [getattr(Run, name) for name in RunRow.__dataclass_fields__]
-    return RunRow(*session.execute(select(*columns).where(Run.id == run_id)).one())
-
-
 def steps(session: Session, run_id: int) -> list[StepRow]:
     """The steps of a run in the order in which they began."""
     query = select(RunStep.name, RunStep.started_at, RunStep.seconds, RunStep.facts)
