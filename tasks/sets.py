@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from infra import database, settings, storage
-from infra.storage import Changed, Gone, bad_key
+from infra import database, storage
+from infra.storage import StorageError, bad_key
 from records import runs, sets
 from records.objects import LABELLED, normalised
 from records.sets import ReadObject, SetObject
 from tasks import snapshot
 from tasks.benchmark import BENCHMARK
+from tasks.fetching import fetching
 from tasks.loading import load_folder
-from tasks.pixels import cache, decoding, shelf
+from tasks.pixels import cache, shelf
 from tasks.progress import progress
 from tasks.step import reading, timed
 from vision.images import examine
@@ -141,29 +142,27 @@ def _read(run_id: int, prefix: str, listed: list[SetObject], plan: Plan) -> int:
 
 def _measured(objects: list[SetObject], plan: Plan) -> list[ReadObject]:
     """What each object is; its pixels go straight into the cache."""
-    store = storage.connect()
     name = f"set-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"
-
-    def measure(item: tuple[int, SetObject]) -> ReadObject | None:
-        row, one = item
-        try:
-            body = store.read(one.key, one.etag)
-        except (Gone, Changed):
-            return None  # listed anew by the next run
-        with decoding():
-            facts, pixels = examine(body, plan.geometry)
-        if pixels is not None:
-            kept.put(row, facts.sha256, pixels)
-        return ReadObject(
-            **asdict(one),
-            sha256=facts.sha256,
-            dhash=facts.dhash,
-            dhash_mirror=facts.dhash_mirror,
-            problem=facts.problem,
-        )
-
+    read = []
     with (
         shelf(name, plan.geometry, len(objects), cache().files(plan.geometry)) as kept,
-        ThreadPoolExecutor(settings.load().workers) as pool,
+        fetching(len(objects)) as fetch,
     ):
-        return [one for one in pool.map(measure, enumerate(objects)) if one is not None]
+        places = [(one.key, one.etag) for one in objects]
+        found = fetch(places, functools.partial(examine, geometry=plan.geometry))
+        for row, (one, made) in enumerate(zip(objects, found, strict=True)):
+            if isinstance(made, StorageError):
+                continue  # gone or changed since it was listed: the next run lists it anew
+            facts, pixels = made
+            if pixels is not None:
+                kept.put(row, facts.sha256, pixels)
+            read.append(
+                ReadObject(
+                    **asdict(one),
+                    sha256=facts.sha256,
+                    dhash=facts.dhash,
+                    dhash_mirror=facts.dhash_mirror,
+                    problem=facts.problem,
+                )
+            )
+    return read
