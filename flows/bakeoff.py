@@ -95,7 +95,7 @@ def _refuse_different_choices(plans: Sequence[Plan]) -> None:
         raise BadPlan("plans=[]: name at least one architecture")
     rules = {(plan.cutoff, plan.most) for plan in plans}
     if len(rules) > 1:
-        told = " and ".join(f"cutoff={cutoff}, most={most}" for cutoff, most in sorted(rules, key=str))
+        told = " and ".join(sorted(f"cutoff={cutoff}, most={most}" for cutoff, most in rules))
         raise BadPlan(f"{told}: entrants train on one snapshot, so give all the same")
     names = [name_of(plan) for plan in plans]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -1,4 +1,4 @@
-"""Pretraining: one network through several sets of other classes, each stage from the one before."""
+"""Pretraining: one network through sets of other classes, each stage from the one before."""
 
 from prefect import flow
 
@@ -44,8 +44,7 @@ def _stage(prefix: str, plan: Plan, parent: int | None) -> Outcome:
         report.name_run(version)
         came = f"from version {parent}" if parent else start_of(plan)
         if is_scored(version):
-            return run.end("skipped", f"version {version} has learned s3://{prefix} already, {came}",
-                           version)
+            return run.end("skipped", f"version {version} knows s3://{prefix} already, {came}", version)
         train_version(run.run_id, version)
         evaluate_held_out(run.run_id, version)
         return run.end("trained", f"version {version} has learned s3://{prefix}, {came}", version)

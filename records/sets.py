@@ -90,20 +90,7 @@ def record(session: Session, prefix: str, read: Sequence[ReadObject]) -> None:
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))
     taken = _taken(session, read)
-    drawn = Counter(
-        {
-            label: count
-            for label, count in session.execute(
-                text(
-                    """
-                    SELECT label, count(*) FROM set_images
-                    WHERE set_prefix = :prefix AND problem IS NULL GROUP BY label
-                    """
-                ),
-                {"prefix": prefix},
-            )
-        }
-    )
+    drawn = _drawn(session, prefix)
     splits = _splits_given(session, prefix, read)
     rows = []
     for one in sorted(read, key=lambda one: (one.sha256, one.key)):
@@ -116,6 +103,20 @@ def record(session: Session, prefix: str, read: Sequence[ReadObject]) -> None:
         rows.append((prefix, one.key, one.etag, one.label, one.sha256, one.dhash, split, problem))
     columns = ["set_prefix", "key", "etag", "label", "sha256", "dhash", "split", "problem"]
     copy_rows(session, "set_images", columns, rows)
+
+
+def _drawn(session: Session, prefix: str) -> Counter[str]:
+    """How many images of each class have drawn their split."""
+    rows = session.execute(
+        text(
+            """
+            SELECT label, count(*) FROM set_images
+            WHERE set_prefix = :prefix AND problem IS NULL GROUP BY label
+            """
+        ),
+        {"prefix": prefix},
+    )
+    return Counter(dict(rows.tuples().all()))
 
 
 def _taken(session: Session, read: Sequence[ReadObject]) -> dict[str, str]:
@@ -134,9 +135,9 @@ def _taken(session: Session, read: Sequence[ReadObject]) -> dict[str, str]:
     found: dict[str, str] = {}
     for table, name in (("images", "library"), ("benchmark_images", "benchmark")):
         why = f"n.sha256, 'near ' || s.sha256 || ' of the {name}'"
-        found |= {one: said for one, said in session.execute(text(near(why, "fresh_set", table)))}
+        found |= dict(session.execute(text(near(why, "fresh_set", table))).tuples().all())
         exact = f"SELECT sha256, 'in the {name}' FROM fresh_set JOIN {table} USING (sha256)"  # noqa: S608
-        found |= {one: said for one, said in session.execute(text(exact))}
+        found |= dict(session.execute(text(exact)).tuples().all())
     return found
 
 
@@ -150,7 +151,7 @@ def _splits_given(session: Session, prefix: str, read: Sequence[ReadObject]) -> 
         ),
         {"prefix": prefix, "digests": [one.sha256 for one in read]},
     )
-    return {sha256: split for sha256, split in rows}  # noqa: C416  (dict(Row) is typed less well)
+    return dict(rows.tuples().all())
 
 
 def counts(session: Session, prefix: str, cutoff: int, most: int | None) -> list[ClassCount]:

@@ -10,17 +10,13 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from records import benchmark, evaluations, runs, versions
-from records.evaluations import EvaluationRow
 from records.versions import Ancestor
 from tasks.step import reading, timed
+from vision.answers import Answers
 from vision.comparison import Difference, difference
 from vision.plan import Plan
 
 STEP = "compare with the lineage"
-
-
-class NoLineage(LookupError):
-    """Nothing serves, so there is no lineage to compare with."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +142,13 @@ def _worth(session: Session, control_id: int, champion_id: int, start: str) -> W
 def _difference(
     session: Session, first: int, second: int, subject: str, **which: int
 ) -> Difference | None:
-    answered = []
-    for version_id in (first, second):
-        found: EvaluationRow | None = evaluations.find(session, version_id, subject, **which)
+    def answers(version_id: int) -> Answers | None:
+        found = evaluations.find(session, version_id, subject, **which)
         names = versions.get(session, version_id).class_names
-        answers = evaluations.answers(session, found.id, names) if found else None
-        if answers is None:
-            return None
-        answered.append(answers)
-    return difference(*answered)
+        return evaluations.answers(session, found.id, names) if found else None
+
+    one, other = answers(first), answers(second)
+    return difference(one, other) if one and other else None
 
 
 def earlier(most: int = 20) -> list[dict[str, Any]]:

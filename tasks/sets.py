@@ -117,8 +117,8 @@ def _listed(prefix: str) -> list[SetObject]:
         else:
             found.append(SetObject(one.key, one.etag, normalised(label)))
     if strays:
-        log.warning("%d objects under s3://%s lie in no class folder or have a key that is refused, "
-                    "the first is %r", len(strays), prefix, strays[0])  # fmt: skip
+        log.warning("%d objects under s3://%s lie in no class folder or under a key that is "
+                    "refused, the first is %r", len(strays), prefix, strays[0])  # fmt: skip
     if not found:
         raise BadSet(f"s3://{prefix} holds no images: expected s3://{prefix}<class>/<image>")
     return found

@@ -26,7 +26,8 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
         done = control()
         assert (done.state, done.version_id) == ("compared", 3), done
         [row] = world.ask(
-            "SELECT purpose, parent_id, plan_digest = (SELECT plan_digest FROM versions WHERE id = 1), "
+            "SELECT purpose, parent_id, "
+            "plan_digest = (SELECT plan_digest FROM versions WHERE id = 1), "
             "snapshot_digest = (SELECT snapshot_digest FROM versions WHERE id = 2) "
             "FROM versions WHERE id = 3"
         )
@@ -50,8 +51,9 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
             )  # fmt: skip
             assert answered == [(on.images,)]
             accuracy = world.ask(
-                "SELECT version_id, accuracy FROM evaluations WHERE subject = :s AND version_id > 1 "
-                "AND benchmark_version IS NOT DISTINCT FROM :b ORDER BY version_id",
+                "SELECT version_id, accuracy FROM evaluations "
+                "WHERE subject = :s AND version_id > 1 AND benchmark_version "
+                "IS NOT DISTINCT FROM :b ORDER BY version_id",
                 s=subject, b=2 if subject == "benchmark" else None,
             )  # fmt: skip
             assert accuracy == pytest.approx(
