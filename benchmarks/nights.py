@@ -161,18 +161,20 @@ def night() -> Any:
 
 def night_without_prefect() -> Any:
     """The very steps of a night that finds nothing new, called as plain functions."""
-    from flows.nightly import nothing_new, one_night
+    from flows.nightly import nothing_new, serving
+    from flows.run import alone, one_run
     from tasks.intake import take_in_new_images
     from tasks.snapshot import freeze_snapshot
     from tasks.validation import settle_gone
 
     plan, limits = plan_and_limits()
-    with one_night("nightly", plan) as running:
+    with alone(), one_run("nightly", plan, judged=True) as running:
         intake = take_in_new_images.fn(running.run_id, plan)
         assert intake.batch_id is None, intake
         settle_gone.fn(running.run_id)
         snapshot = freeze_snapshot.fn(running.run_id, plan)
-        _, reason = nothing_new(snapshot, plan, limits)
+        champion = serving()
+        reason = nothing_new(snapshot, plan, limits, champion, champion)
         assert reason, "there was something new"
         return running.end("skipped", reason)
 

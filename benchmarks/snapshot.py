@@ -128,7 +128,7 @@ def ours(path: Path, most: int | None, share: int = 1) -> str:
     from records import snapshots
     from tasks.snapshot import Writer
 
-    with database.connect().transaction() as session, Writer(path) as writer:
+    with database.connect().transaction() as session, Writer(path, snapshots.POLICY) as writer:
         counts = snapshots.counts(session, CUTOFF, most)
         enough = [one.class_name for one in counts if one.lacks == 0][::share]
         snapshots.export(session, enough, most, writer.add)

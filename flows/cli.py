@@ -57,6 +57,10 @@ Precision = Annotated[
                         min=0.001, max=1)
 ]  # fmt: skip
 
+From = Annotated[
+    int | None, typer.Option("--from", help="A pretrained version to start from.")
+]
+
 
 def main() -> None:
     """Run the command line; an error of ours is one line, any other keeps its traceback."""
@@ -145,13 +149,16 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def serve(
     cron: Annotated[str, typer.Option(help="When the night begins.")] = "0 2 * * *",
-    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="Time zone of the schedules.")] = "UTC",
+    control: Annotated[
+        str, typer.Option(help="When the control run begins, as cron; `never` for none.")
+    ] = "0 12 * * 0",
     plan_file: PlanFile = None,
     fields: Set = None,
 ) -> None:
-    """Run the nightly retrain on its schedule until it is stopped.
+    """Run the nightly retrain and the control run on their schedules until it is stopped.
 
-    Example: regraft serve --cron "0 2 * * *" --timezone Europe/Berlin
+    Example: regraft serve --cron "0 2 * * *" --control "0 12 * * 0" --timezone Europe/Berlin
     """
     plan = _plan(plan_file, fields)
     _prefect()
@@ -162,7 +169,7 @@ def serve(
     os.environ.setdefault("PREFECT_RESULTS_DEFAULT_SERIALIZER", "json")
     from flows import deployments
 
-    deployments.serve(plan, cron, timezone)
+    deployments.serve(plan, cron, timezone, None if control == "never" else control)
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -367,8 +374,12 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
                 help="Let new classes serve that the benchmark does not hold yet.")] = False,
             retire: Annotated[list[str] | None, typer.Option(
                 help="A class that may vanish and be lost; may be repeated.")] = None,
-            precision: Precision = 0.95, as_json: Json = False) -> None:  # fmt: skip
+            root: From = None, precision: Precision = 0.95,
+            as_json: Json = False) -> None:  # fmt: skip
     """Run one night now: intake, training, evaluation, gate, deployment.
+
+    While nothing serves, --from VERSION says which pretrained version the first one starts from;
+    afterwards it is the champion.
 
     Example: regraft nightly --set epochs=5 --set cutoff=20
     """
@@ -379,7 +390,7 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
     from vision.gate import Limits
 
     limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
-    outcome = flow(plan=plan, limits=limits, precision=precision)
+    outcome = flow(plan=plan, limits=limits, precision=precision, root=root)
     _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
     code = {"refused": 3, "stopped": 4}.get(outcome.state, 0)
     if code:
@@ -429,6 +440,100 @@ def evaluate(version: Annotated[int, typer.Argument(help="The version's number."
 
 
 @app.command()
+def pretrain(sets: Annotated[list[str], typer.Argument(
+                 metavar="SET…", help="A folder of class folders, or s3://PREFIX of your bucket.")],
+             plan_file: PlanFile = None, fields: Set = None, root: From = None,
+             as_json: Json = False) -> None:  # fmt: skip
+    """Train one network on other sets, one after the other, for nights to start from.
+
+    Each stage is a version that never serves. Killed and run again, it goes on where it was; a
+    stage that needs another plan is a call of its own with --from.
+
+    Example: regraft pretrain ./tiny-imagenet ./cifar --set epochs=40 --set image_size=64
+    """
+    plan = _plan(plan_file, fields)
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows.pretrain import pretrain as flow
+    from tasks.sets import locate
+
+    outcomes = flow(sets=[locate(one) for one in sets], plan=plan, root=root)
+    if as_json:
+        _print_json([dataclasses.asdict(one) for one in outcomes])
+        return
+    for one in outcomes:
+        typer.echo(f"{one.state}: {one.reason}")
+    typer.echo(f"start from it: regraft nightly --from {outcomes[-1].version_id}")
+
+
+@app.command()
+def control(plan_file: PlanFile = None, fields: Set = None, root: From = None,
+            as_json: Json = False) -> None:  # fmt: skip
+    """Learn the champion's images afresh, and tell what starting from the last night is worth.
+
+    It trains as the champion's lineage began (--plan and --set change single fields of that), and
+    serves only through `regraft adopt`.
+
+    Example: regraft control --set epochs=120
+    """
+    changes = _fields(plan_file, fields)
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows import control as comparison
+
+    outcome = comparison.control(changes=changes, root=root)
+    _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
+    if outcome.worth is None or as_json:
+        return
+    for columns, rows in (
+        comparison.figures(outcome.worth),
+        comparison.efforts(outcome.worth),
+        comparison.history(),
+    ):
+        _table(columns, _literally(rows))
+    if outcome.worth.other_plan:
+        typer.echo(f"Their plans differ in {comparison.told_plans(outcome.worth)}.")
+
+
+@app.command()
+def bakeoff(entrants: Annotated[list[str], typer.Argument(
+                metavar="ARCH[@SIZE]…",
+                help="A timm architecture, or a JSON file of plan fields that are its own.")],
+            plan_file: PlanFile = None, fields: Set = None,
+            pictures: Annotated[Path | None, typer.Option(
+                help="Write the plot into this folder, too.")] = None,
+            as_json: Json = False) -> None:  # fmt: skip
+    """Train several architectures on one snapshot: accuracy, training time, latency, size.
+
+    Each starts from its plan's weights or at random. One that fails does not end the others; if
+    all fail the exit code is 1. Killed and run again, it goes on where it was.
+
+    Example: regraft bakeoff resnet18@128 mobilenetv2_100@160 lite0.json --pictures ./plots
+    """
+    common = _fields(plan_file, fields)
+    plans = [_entrant(word, common) for word in entrants]
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows import bakeoff as contest
+
+    done = contest.bakeoff(plans=plans)
+    if as_json:
+        _print_json(dataclasses.asdict(done))
+    else:
+        columns, rows = contest.table(done)
+        _table(columns, _literally(rows))
+    if pictures is not None and done.picture:
+        from infra import storage
+
+        pictures.mkdir(parents=True, exist_ok=True)
+        (pictures / "bakeoff.png").write_bytes(storage.connect().read(done.picture))
+        if not as_json:
+            _say(f"wrote {pictures / 'bakeoff.png'}")
+    if done.picture is None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(images: Annotated[Path | None, typer.Option(
              help="A folder of class folders; without it, handwritten digits.")] = None,
          fresh: Annotated[bool, typer.Option(help="Begin with an empty state folder.")] = True,
@@ -447,7 +552,31 @@ def demo(images: Annotated[Path | None, typer.Option(
 
 def _plan(plan_file: Path | None, fields: list[str] | None) -> Plan:
     """The plan of a file with single fields set over it."""
+    from vision.plan import Plan
+
+    return Plan.from_dict(_fields(plan_file, fields))
+
+
+def _entrant(word: str, common: dict[str, Any]) -> Plan:
+    """The plan of a bake-off's entrant, by ARCH, ARCH@SIZE, or a file with fields of its own."""
     from vision.plan import BadPlan, Plan
+
+    if word.endswith(".json"):
+        if not Path(word).is_file():
+            raise BadPlan(f"{word} is not a file: name an architecture or a JSON file")
+        return Plan.from_dict(common | _fields(Path(word), None))
+    architecture, sign, size = word.partition("@")
+    own: dict[str, Any] = {"architecture": architecture}
+    if sign:
+        if not size.isdecimal():
+            raise BadPlan(f"{word}: write ARCHITECTURE@SIZE, with the size in pixels")
+        own["image_size"] = int(size)
+    return Plan.from_dict(common | own)
+
+
+def _fields(plan_file: Path | None, fields: list[str] | None) -> dict[str, Any]:
+    """Fields of a plan: those of a file, with single ones set over them."""
+    from vision.plan import BadPlan
 
     values: dict[str, Any] = {}
     if plan_file is not None:
@@ -455,6 +584,8 @@ def _plan(plan_file: Path | None, fields: list[str] | None) -> Plan:
             values = json.loads(plan_file.read_text())
         except ValueError as error:
             raise BadPlan(f"{plan_file} is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise BadPlan(f"{plan_file} holds no plan: write an object of fields and values")
     for field in fields or []:
         name, sign, word = field.partition("=")
         if not sign:
@@ -468,7 +599,7 @@ def _plan(plan_file: Path | None, fields: list[str] | None) -> Plan:
             values.setdefault(group, {})[inner] = value
         else:
             values[name] = value
-    return Plan.from_dict(values)
+    return values
 
 
 def _prefect() -> None:
@@ -757,6 +888,13 @@ def _table(columns: list[str], rows: Iterable[Iterable[str | None]]) -> None:
     from flows.grid import table
 
     table(columns, rows)
+
+
+def _literally(rows: Iterable[Iterable[str]]) -> Iterable[Iterable[str]]:
+    """Cells with paths and errors in them, which must not pass for markup."""
+    from rich.markup import escape
+
+    return [[escape(cell) for cell in row] for row in rows]
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The deployment `nightly`: its schedule, its limit of one run, and what becomes of dead runs.
+"""The deployments `nightly` and `control`: schedules, limits of one run, what becomes of dead runs.
 
 Postgres's advisory lock decides who runs (flows.nightly); everything here keeps Prefect's picture
 of it true and quiet.
@@ -13,6 +13,10 @@ What a gap does. Nights missed while nobody served are not made up for: register
 deletes its scheduled runs that never began, and the next night takes in whatever has come since.
 Runs that come late together (a suspended machine) are cancelled by the limit but one, and a night
 with nothing new ends as skipped within seconds.
+
+What a meeting does. Night and control run share the lock: whichever comes second fails as Busy and
+says who held it; its next turn comes with its schedule. A control run from scratch may take many
+nights' time, hence its own day, at noon.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 import prefect
-from prefect import get_client
+from prefect import Flow, get_client
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
@@ -45,14 +51,17 @@ from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from flows.bakeoff import bakeoff
+from flows.control import control
 from flows.nightly import nightly
+from flows.pretrain import pretrain
 from flows.scoring import weekly
 from infra import database
 from infra.database import Busy, run_lock
 from records import runs
 from vision.plan import Plan
 
-NAME = "nightly"
+NAMES = [f"{flow.name}/{flow.name}" for flow in (nightly, control)]
 AUTOMATION = "regraft: crash zombie flows"
 HEARTBEAT_SECONDS = 30  # the most frequent that Prefect sends
 SILENT_SECONDS = 90
@@ -70,24 +79,29 @@ class BadSchedule(ValueError):
     """A cron line or a time zone that does not exist."""
 
 
-def serve(plan: Plan, cron: str, timezone: str) -> None:
-    """Run the nightly retrain on its schedule until SIGTERM or SIGINT.
+def serve(plan: Plan, cron: str, timezone: str, control_cron: str | None = None) -> None:
+    """Run night, control run and the library's scoring on their schedules until SIGTERM or SIGINT.
 
-    Raises `BadSchedule` and `NoServer` before anything is registered.
+    control_cron: None for no control run. Raises `BadSchedule` and `NoServer` before anything is
+    registered.
     """
-    deployment = described(plan, cron, timezone)
+    served = [described(plan, cron, timezone), weekly(timezone)]
+    if control_cron is not None:
+        served.append(described_control(control_cron, timezone))
     require_server()
-    crash_silent_runs(cast("UUID", deployment.apply()))  # a coroutine only in an event loop
+    if control_cron is None:
+        forget(NAMES[1])
+    # a coroutine only in an event loop
+    crash_silent_runs([cast("UUID", one.apply()) for one in served])
     reap()
     try:
         prefect.serve(
-            deployment,
-            weekly(timezone),
+            *served,
             # A redeployment must not leave the schedule paused.
             pause_on_shutdown=False,
             # One more than there are: a run that is due meanwhile must reach the server, whose
             # limit cancels it; held back here it would start late, as a backlog.
-            limit=3,
+            limit=len(served) + 1,
             heartbeat_seconds=HEARTBEAT_SECONDS,
         )
     finally:
@@ -95,30 +109,58 @@ def serve(plan: Plan, cron: str, timezone: str) -> None:
 
 
 def described(plan: Plan, cron: str, timezone: str) -> RunnerDeployment:
-    """The deployment that `serve` registers."""
+    """The deployment of the night that `serve` registers."""
+    return _described(
+        nightly, cron, timezone, "--cron", {"plan": plan.to_dict()},
+        "Take in new images, train a candidate, let the benchmark decide.",
+    )  # fmt: skip
+
+
+def described_control(cron: str, timezone: str) -> RunnerDeployment:
+    """The deployment of the control run that `serve` registers."""
+    return _described(
+        control, cron, timezone, "--control", {},
+        "Learn the champion's images afresh, and tell what its lineage is worth.",
+    )  # fmt: skip
+
+
+def _described(
+    flow: Flow[..., Any],
+    cron: str,
+    timezone: str,
+    option: str,
+    parameters: dict[str, Any],
+    description: str,
+) -> RunnerDeployment:
     try:
-        schedule = Schedule(cron=cron, timezone=timezone, slug=NAME)
-        deployment = nightly.to_deployment(
-            name=NAME,
+        schedule = Schedule(cron=cron, timezone=timezone, slug=flow.name)
+        deployment = flow.to_deployment(
+            name=flow.name,
             schedule=schedule,
-            parameters={"plan": plan.to_dict()},
+            parameters=parameters,
             concurrency_limit=ConcurrencyLimitConfig(
                 limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
             ),
-            description="Take in new images, train a candidate, let the benchmark decide.",
+            description=description,
             # By name, so that it is found from whatever folder `serve` was started in.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         return cast("RunnerDeployment", deployment)  # a coroutine only in an event loop
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise BadSchedule(_schedule_line(reason)) from None
+        raise BadSchedule(_schedule_line(reason, option)) from None
     except ValueError as error:
-        raise BadSchedule(_schedule_line(str(error))) from None
+        raise BadSchedule(_schedule_line(str(error), option)) from None
 
 
-def _schedule_line(reason: str) -> str:
-    return f'{reason}; write --cron "0 2 * * *" --timezone Europe/Berlin'
+def _schedule_line(reason: str, option: str) -> str:
+    return f'{reason}; write {option} "0 2 * * *" --timezone Europe/Berlin'
+
+
+def forget(name: str) -> None:
+    """Delete a deployment that an earlier start has left, with its runs that never began."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_deployment(client.read_deployment_by_name(name).id)
 
 
 def require_server() -> None:
@@ -135,15 +177,15 @@ def require_server() -> None:
         )
 
 
-def crash_silent_runs(deployment_id: UUID) -> None:
-    """Have the server mark a run of this deployment as crashed when its heartbeat stops.
+def crash_silent_runs(deployment_ids: Collection[UUID]) -> None:
+    """Have the server mark a run of these deployments as crashed when its heartbeat stops.
 
-    Only of this deployment: on a shared server other flows beat more slowly, or not at all.
+    Only of these: on a shared server other flows beat more slowly, or not at all.
     """
     wanted = AutomationCore(
         name=AUTOMATION,
         description=(
-            f"A night that has not been heard of for {SILENT_SECONDS} seconds has died; "
+            f"A run that has not been heard of for {SILENT_SECONDS} seconds has died; "
             "its limit of one run is freed."
         ),
         trigger=EventTrigger(
@@ -158,7 +200,7 @@ def crash_silent_runs(deployment_id: UUID) -> None:
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             match_related={
                 "prefect.resource.role": ["deployment"],
-                "prefect.resource.id": [f"prefect.deployment.{deployment_id}"],
+                "prefect.resource.id": [f"prefect.deployment.{one}" for one in deployment_ids],
             },
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
@@ -201,8 +243,9 @@ def reap(patience: float = 0.0) -> list[UUID]:
 
 
 def _crash_the_dead(client: SyncPrefectClient) -> list[UUID]:
+    flows = [flow.name for flow in (nightly, control, pretrain, bakeoff)]
     found = client.read_flow_runs(
-        flow_filter=FlowFilter.model_validate({"name": {"any_": [nightly.name]}}),
+        flow_filter=FlowFilter.model_validate({"name": {"any_": flows}}),
         flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
         limit=MOST_RUNS,
     )
@@ -245,16 +288,18 @@ def _is_running(pid: int) -> bool:
 
 
 def watch() -> None:
-    """Do for a deployment made from prefect.yaml what `serve` does for its own."""
+    """Do for deployments made from prefect.yaml what `serve` does for its own."""
     require_server()
+    found = []
     with get_client(sync_client=True) as client:
-        try:
-            deployment = client.read_deployment_by_name(f"{nightly.name}/{NAME}")
-        except ObjectNotFound:
-            raise NoServer(
-                f"Prefect knows no deployment {nightly.name}/{NAME}: run `prefect deploy --all`"
-            ) from None
-    crash_silent_runs(deployment.id)
+        for name in NAMES:
+            try:
+                found.append(client.read_deployment_by_name(name).id)
+            except ObjectNotFound:
+                raise NoServer(
+                    f"Prefect knows no deployment {name}: run `prefect deploy --all`"
+                ) from None
+    crash_silent_runs(found)
     reap()
 
 

@@ -37,8 +37,8 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>!|~#&])")
 
 
 def run_name() -> str:
-    """What a night is called before its candidate is known."""
-    return f"nightly {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    """What a run is called before its version is known: the flow's name and the time."""
+    return f"{flow_run.flow_name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 def flow_run_id() -> str | None:
@@ -69,8 +69,10 @@ def verdict(version_id: int) -> tuple[str, str]:
     return "refused", f"version {version_id} was refused: {' · '.join(failed)}"
 
 
-def publish(run_id: int, state: str, reason: str, version_id: int | None) -> None:
-    """Keep the pictures of the night; put checks and report on the Prefect page of the run."""
+def publish(
+    purpose: str, run_id: int, state: str, reason: str, version_id: int | None
+) -> None:
+    """Keep the pictures of the run; put checks and report on the Prefect page of the run."""
     log.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
@@ -85,7 +87,7 @@ def publish(run_id: int, state: str, reason: str, version_id: int | None) -> Non
     # The night is decided: a Prefect that is away now must not make it look failed.
     with courtesy("publish the report"):
         create_markdown_artifact(
-            text, key="nightly-report", description="What this night did and why"
+            text, key=f"{purpose}-report", description="What this run did and why"
         )
         if checks:
             create_table_artifact(

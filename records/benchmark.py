@@ -153,7 +153,9 @@ def digest_of(images: Iterable[Member]) -> str:
 
 
 def leaks(session: Session, images: list[Frozen]) -> dict[str, str]:
-    """Which of these images the library or the benchmark already has, exact or near, and why.
+    """Which of these images library, pretraining sets or benchmark already have, and why.
+
+    Exact, or near one of the library or of a set.
 
     Also takes the leak lock, held until commit, so that no intake brings one in meanwhile.
     """
@@ -174,9 +176,16 @@ def leaks(session: Session, images: list[Frozen]) -> dict[str, str]:
     found: dict[str, str] = {}
     for sha256, why in session.execute(text(near(why_near, "frozen", "images"))):
         found[sha256] = why
+    why_near = "n.sha256, 'near ' || s.key || ' of a pretraining set'"
+    usable = "(SELECT * FROM set_images WHERE problem IS NULL)"
+    for sha256, why in session.execute(text(near(why_near, "frozen", usable))):
+        found[sha256] = why
     exact = text(
         """
         SELECT f.sha256, 'already in the library' FROM frozen f JOIN images i USING (sha256)
+        UNION ALL
+        SELECT sha256, 'in a pretraining set: ' || s.key FROM frozen f
+        JOIN set_images s USING (sha256) WHERE s.problem IS NULL
         UNION ALL
         SELECT f.sha256, CASE
             WHEN b.withdrawn_in IS NOT NULL

@@ -380,13 +380,20 @@ def states(session: Session) -> dict[str, int]:
 
 
 def sources(session: Session, digests: list[str]) -> dict[str, tuple[str, str]]:
-    """Key and ETag under which each image's bytes lie now; images without one are left out."""
+    """Key and ETag under which each image's bytes lie now; images without one are left out.
+
+    Images of the library and of pretraining sets alike: the same digest is the same bytes.
+    """
     rows = session.execute(
         text(
             """
-            SELECT DISTINCT ON (sha256) sha256, key, etag FROM objects
-            WHERE sha256 = ANY(:digests) AND gone_at IS NULL AND state <> 'quarantined'
-            ORDER BY sha256, id
+            SELECT DISTINCT ON (sha256) sha256, key, etag FROM (
+                SELECT sha256, key, etag, id AS place FROM objects
+                WHERE sha256 = ANY(:digests) AND gone_at IS NULL AND state <> 'quarantined'
+                UNION ALL
+                SELECT sha256, key, etag, NULL FROM set_images
+                WHERE sha256 = ANY(:digests) AND problem IS NULL) known
+            ORDER BY sha256, place NULLS LAST, key
             """
         ),
         {"digests": digests},

@@ -194,3 +194,9 @@ def last_judged(session: Session) -> Judged | None:
         )
     ).first()
     return Judged(*row) if row else None
+
+
+def facts_of_step(session: Session, name: str, most: int) -> list[dict[str, Any]]:
+    """What the newest steps of this name saw, the newest first."""
+    query = select(RunStep.facts).where(RunStep.name == name)
+    return list(session.scalars(query.order_by(RunStep.id.desc()).limit(most)))

@@ -22,6 +22,7 @@ class SnapshotRow:
 
     digest: str
     key: str
+    policy: str
     images: int
     classes: int
 
@@ -134,6 +135,7 @@ def record(
     session: Session,
     digest: str,
     key: str,
+    policy: str,
     cutoff: int,
     most: int | None,
     images: int,
@@ -145,7 +147,7 @@ def record(
         .values(
             digest=digest,
             key=key,
-            policy=POLICY,
+            policy=policy,
             cutoff=cutoff,
             most=most,
             images=images,
@@ -179,8 +181,7 @@ def class_names(session: Session, digest: str) -> list[str]:
     return sorted(one.class_name for one in class_counts(session, digest) if one.lacks == 0)
 
 
-def key_of(session: Session, digest: str) -> str:
-    """Where in S3 the list of a snapshot lies."""
-    return str(
-        session.scalar(text("SELECT key FROM snapshots WHERE digest = :d"), {"d": digest}) or ""
-    )
+def get(session: Session, digest: str) -> SnapshotRow:
+    """One frozen snapshot; whoever knows its digest has it from a row that refers to it."""
+    columns = [getattr(Snapshot, name) for name in SnapshotRow.__dataclass_fields__]
+    return SnapshotRow(*session.execute(select(*columns).where(Snapshot.digest == digest)).one())

@@ -447,6 +447,33 @@ class BenchmarkImage(Base):
     withdrawn_why: Mapped[str | None]
 
 
+class SetImage(Base):
+    """One object of a pretraining set as it was read; the library knows neither it nor its class.
+
+    problem: why it is left out; only what has none may train, and may never enter the benchmark.
+    """
+
+    __tablename__ = "set_images"
+    __table_args__ = (
+        one_of("split", ("train", "validation", "test")),
+        CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
+        CheckConstraint("(problem IS NULL) = (split IS NOT NULL)", name="usable_has_split"),
+        UniqueConstraint("set_prefix", "key", "etag"),
+        Index("ix_set_images_class", "set_prefix", "label"),
+    )
+
+    id: Mapped[int] = number()
+    set_prefix: Mapped[str]
+    key: Mapped[str]
+    etag: Mapped[str]
+    label: Mapped[str]
+    sha256: Mapped[str] = mapped_column(index=True)
+    dhash: Mapped[int | None] = mapped_column(BigInteger)
+    split: Mapped[str | None]
+    problem: Mapped[str | None]
+    read_at: Mapped[datetime] = now()
+
+
 # --- versions -------------------------------------------------------------------------------
 
 

@@ -18,6 +18,10 @@ class UnknownVersion(LookupError):
     """No such version."""
 
 
+class NoRoot(ValueError):
+    """A version that no lineage can begin with; the message says why and the mend."""
+
+
 @dataclass(frozen=True)
 class VersionRow:
     """One version as people ask for it.
@@ -185,22 +189,59 @@ def get(session: Session, version_id: int) -> VersionRow:
     return VersionRow(*row)
 
 
-def ancestry(session: Session, version_id: int) -> list[int]:
-    """The versions whose weights a version goes back to, the first on top and itself last.
+def root(session: Session, version_id: int) -> VersionRow:
+    """A pretrained version, for a lineage to begin with; raises `UnknownVersion`, `NoRoot`."""
+    version = get(session, version_id)
+    if version.purpose != "pretrain":
+        raise NoRoot(
+            f"version {version_id} is a {version.purpose} version: a lineage begins with a "
+            "`pretrain` version, from `regraft pretrain SET`"
+        )
+    if version.state != "trained":
+        raise NoRoot(
+            f"version {version_id} is {version.state}: run its `regraft pretrain` again to the end"
+        )
+    return version
 
-    What was trained from scratch begins a line, whatever it was compared with.
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One version of a lineage with what its training took; seconds count validation in."""
+
+    id: int
+    purpose: str
+    parent_id: int | None
+    plan: dict[str, Any]
+    epochs: int
+    seconds: float
+
+
+def lineage(session: Session, version_id: int) -> list[Ancestor]:
+    """A version and those whose weights it goes back to, the newest first.
+
+    One that was trained from scratch is the last: whatever it was compared with left it no weights.
     """
-    rows = session.scalars(
+    rows = session.execute(
         text(
             """
             WITH RECURSIVE line AS (
-                SELECT id, parent_id, plan FROM versions WHERE id = :version
+                SELECT v.id, v.purpose, v.parent_id, v.plan, 0 AS back
+                FROM versions v WHERE v.id = :version
                 UNION ALL
-                SELECT v.id, v.parent_id, v.plan FROM versions v JOIN line ON v.id = line.parent_id
+                SELECT p.id, p.purpose, p.parent_id, p.plan, line.back + 1
+                FROM line JOIN versions p ON p.id = line.parent_id
                 WHERE line.plan->>'recipe' <> 'scratch')
-            SELECT id FROM line ORDER BY id
+            SELECT line.id, line.purpose, line.parent_id, line.plan,
+                   (SELECT count(*) FROM epochs e WHERE e.version_id = line.id),
+                   (SELECT coalesce(sum(seconds), 0) FROM epochs e WHERE e.version_id = line.id)
+            FROM line ORDER BY back
             """
         ),
         {"version": version_id},
     )
-    return list(rows)
+    return [Ancestor(*row) for row in rows]
+
+
+def ancestry(session: Session, version_id: int) -> list[int]:
+    """The versions whose weights a version goes back to, the first on top and itself last."""
+    return [one.id for one in reversed(lineage(session, version_id))]

@@ -164,6 +164,40 @@ def _verified(
     return {where: one for where, one in measured.items() if one is not None}
 
 
+@reading("evaluate held-out images")
+def evaluate_held_out(run_id: int, version_id: int) -> None:
+    """Score a version on validation and test images of its own snapshot, and time it.
+
+    For one whose classes are not the benchmark's: a stage of pretraining.
+    """
+    with database.connect().transaction() as session:
+        version = versions.get(session, version_id)
+    listed = snapshot.read(version.snapshot_digest)
+    loaded = checkpoints.load(version_id)
+    images = sum(len(listed.images[split]) for split in ("validation", "test"))
+    answering = start(loaded, choose_engine(loaded, images))
+    with timed(run_id, "evaluate") as facts, storing() as keep:
+        facts["engine"] = answering.engine.name
+        facts["images"] = _evaluate_library(run_id, version_id, listed, {}, answering, keep)
+    with timed(run_id, "latency"):
+        _measure_latency(run_id, {version_id: loaded})
+
+
+def is_scored(version_id: int) -> bool:
+    """Whether a version has its figures on held-out images and its latency, the last of them."""
+    with database.connect().transaction() as session:
+        timed_too = versions.get(session, version_id).latency_seconds is not None
+        return timed_too and evaluations.find(session, version_id, "test") is not None
+
+
+def is_scored_on_benchmark(version_id: int) -> bool:
+    """Whether it has these and those on the newest benchmark."""
+    with database.connect().transaction() as session:
+        newest = benchmark.current(session).version
+        answered = evaluations.find(session, version_id, "benchmark", benchmark_version=newest)
+    return answered is not None and is_scored(version_id)
+
+
 def _evaluate_library(
     run_id: int | None,
     version_id: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -50,7 +50,11 @@ def freeze_snapshot(run_id: int, plan: Plan) -> str:
         if known is not None and storage.connect().exists(known.key):
             digest, images, classes = known.digest, known.images, known.classes
         else:
-            digest, images, classes = _choose(session, run_id, plan)
+            counted = snapshots.counts(session, plan.cutoff, plan.most)
+            digest, images, classes = write(
+                session, run_id, plan, snapshots.POLICY, counted,
+                lambda names, take: snapshots.export(session, names, plan.most, take),
+            )  # fmt: skip
             snapshots.keep_choice(session, revision, plan.cutoff, plan.most, digest)
         runs.fence(session, run_id)
         runs.note(session, run_id, snapshot_digest=digest)
@@ -58,15 +62,25 @@ def freeze_snapshot(run_id: int, plan: Plan) -> str:
     return digest
 
 
-def _choose(session: Session, run_id: int, plan: Plan) -> tuple[str, int, int]:
-    """Choose anew: digest, images and classes of the snapshot, which then lies in S3."""
-    classes = snapshots.counts(session, plan.cutoff, plan.most)
+def write(
+    session: Session,
+    run_id: int,
+    plan: Plan,
+    policy: str,
+    classes: list[ClassCount],
+    export: Callable[[list[str], Callable[[bytes], object]], None],
+) -> tuple[str, int, int]:
+    """Write a list down, in S3 and as a row: its digest, images and classes.
+
+    classes: what each class has, by `policy`; export: hands the lines of the classes named to a
+    function, as `records.snapshots.export` does. Raises `NothingToTrain`.
+    """
     _refuse_too_little(classes, plan)
     enough = [one.class_name for one in classes if one.lacks == 0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.parquet"
-        with Writer(path) as writer:
-            snapshots.export(session, enough, plan.most, writer.add)
+        with Writer(path, policy) as writer:
+            export(enough, writer.add)
         digest = writer.digest.hexdigest()
         key = f"snapshots/{digest}.parquet"
         # Asked first: another pyarrow writes the same list in other bytes.
@@ -75,7 +89,7 @@ def _choose(session: Session, run_id: int, plan: Plan) -> tuple[str, int, int]:
                 body_digest = hashlib.file_digest(file, "sha256").hexdigest()
             storage.connect().write_once(key, path, body_digest)
     runs.fence(session, run_id)
-    snapshots.record(session, digest, key, plan.cutoff, plan.most, writer.images, classes)
+    snapshots.record(session, digest, key, policy, plan.cutoff, plan.most, writer.images, classes)
     return digest, writer.images, len(enough)
 
 
@@ -103,8 +117,8 @@ class Writer:
     object is made for a row.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.digest = _begun()
+    def __init__(self, path: Path, policy: str) -> None:
+        self.digest = _begun(policy)
         self.images = 0
         self._file = pq.ParquetWriter(
             path, SCHEMA, compression="zstd", use_dictionary=["class", "split"]
@@ -133,21 +147,22 @@ class Writer:
         self._file.write_table(table)
 
 
-def _begun() -> Any:
+def _begun(policy: str) -> Any:
     """The digest of a list, before its lines `sha256 class split`."""
-    return hashlib.sha256(f"{snapshots.POLICY}\n".encode())
+    return hashlib.sha256(f"{policy}\n".encode())
 
 
 def read(digest: str) -> Listed:
     """A frozen snapshot's list, from S3, its digest checked."""
     with database.connect().transaction() as session:
-        key = snapshots.key_of(session, digest)
-    table = pq.read_table(pa.BufferReader(storage.connect().read(key)))
-    whole = _begun()
+        row = snapshots.get(session, digest)
+    table = pq.read_table(pa.BufferReader(storage.connect().read(row.key)))
+    whole = _begun(row.policy)
     for block in _lines(table):
         whole.update(block)
     if whole.hexdigest() != digest:
-        raise ValueError(f"snapshot {digest[:12]}… was changed in S3: restore {key} from a backup")
+        raise ValueError(f"snapshot {digest[:12]}… was changed in S3: restore {row.key} from a "
+                         "backup")
     parts = {
         split: table.filter(pc.equal(table["split"], split))
         for split in ("train", "validation", "test")

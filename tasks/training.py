@@ -65,7 +65,7 @@ def write_candidate(
             plan.digest(),
             class_names,
         )
-        runs.note(session, run_id, version_id=version_id)
+        runs.note(session, run_id, version_id=version_id, snapshot_digest=snapshot_digest)
     return version_id
 
 

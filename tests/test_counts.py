@@ -28,7 +28,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from worlds import World
 
-from flows.nightly import Outcome, nightly
+from flows.nightly import nightly
+from flows.run import Outcome
 from infra.embedded import Addresses
 from records.objects import LABELLED
 from tasks import benchmark, pixels

@@ -208,9 +208,9 @@ def test_dead_nights_are_shown_as_crashed(
         assert champion(session) is None
     with get_client(sync_client=True) as client:
         (watching,) = client.read_automations_by_name(AUTOMATION)  # one, after two starts
-        known = client.read_deployment_by_name("nightly/nightly")
+        known = [client.read_deployment_by_name(name) for name in deployments.NAMES]
     assert watching.enabled
-    assert str(known.id) in watching.trigger.match_related.model_dump_json()
+    assert all(str(one.id) in watching.trigger.match_related.model_dump_json() for one in known)
 
 
 def test_prefect_yaml_deploys_the_same_night(
@@ -235,8 +235,11 @@ def test_prefect_yaml_deploys_the_same_night(
         assert "Plan" in known.parameter_openapi_schema["definitions"]
         with pytest.raises(PrefectHTTPStatusError, match="epochs"):
             client.create_flow_run_from_deployment(known.id, parameters={"plan": {"epochs": "x"}})
+        weekly = client.read_deployment_by_name("control/control")
     (schedule,) = known.schedules
     assert (schedule.slug, schedule.schedule.cron) == ("nightly", "0 2 * * *")
+    (schedule,) = weekly.schedules
+    assert (schedule.slug, schedule.schedule.cron) == ("control", "0 12 * * 0")
     assert known.concurrency_options.collision_strategy == "CANCEL_NEW"
 
     def scheduled() -> list[FlowRun]:
@@ -253,6 +256,11 @@ def test_prefect_yaml_deploys_the_same_night(
     assert (served.name, served.flow_name) == (known.name, "nightly")
     assert served.concurrency_limit == declared["concurrency_limit"]["limit"]
     assert served.description == known.description
+    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][1]
+    served = deployments.described_control(declared["schedules"][0]["cron"], "UTC")
+    assert (served.name, served.flow_name) == (weekly.name, "control")
+    assert served.concurrency_limit == declared["concurrency_limit"]["limit"]
+    assert served.description == weekly.description
 
 
 def test_parameters_are_read_from_json() -> None:
@@ -280,6 +288,8 @@ def test_bad_schedules_are_refused(cron: str, timezone: str) -> None:
     with pytest.raises(BadSchedule, match="--cron") as refused:
         deployments.serve(Plan(), cron, timezone)
     assert "\n" not in str(refused.value)
+    with pytest.raises(BadSchedule, match="--control"):
+        deployments.described_control(cron, timezone)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/api", None])

@@ -1,8 +1,9 @@
 """kill -9: a night that died anywhere and was run again leaves what an undisturbed one leaves."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import psycopg2
@@ -107,10 +108,16 @@ def gate(world: World, table: str, event: str, condition: str) -> Iterator[Any]:
         cursor.execute("DROP FUNCTION wait_at_the_gate CASCADE")
 
 
-def kill_at(world: World, table: str, event: str, condition: str) -> None:
+def kill_at(
+    world: World,
+    table: str,
+    event: str,
+    condition: str,
+    begin: Callable[[World], ForkServerProcess] = worlds.begin_night,
+) -> None:
     """Start a night in a process of its own and kill -9 it where it writes such a row."""
     with gate(world, table, event, condition) as cursor:
-        night = worlds.begin_night(world)
+        night = begin(world)
         deadline = time.monotonic() + PATIENCE_SECONDS
         waiting = 0
         while not waiting:

@@ -11,7 +11,8 @@ from prefect.client.schemas.objects import Artifact
 from prefect.states import State
 
 from flows import report
-from flows.nightly import Outcome, nightly
+from flows.nightly import nightly
+from flows.run import Outcome
 from infra.database import Database
 from infra.storage import Storage
 from records import deployments, runs

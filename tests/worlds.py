@@ -5,6 +5,7 @@ of its own that it may kill (`begin_night`).
 """
 
 import functools
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -28,7 +29,8 @@ from sqlalchemy.orm import Session
 
 import infra.database
 import infra.storage
-from flows.nightly import Outcome, nightly
+from flows.nightly import nightly
+from flows.run import Outcome
 from infra.database import Database
 from infra.embedded import Addresses
 from infra.storage import Gone, Storage
@@ -266,15 +268,20 @@ def begin_night(
     world: World, plan: Plan = SECOND_PLAN, limits: Limits = LIMITS
 ) -> ForkServerProcess:
     """Start a real night in a process of its own; join it, or kill it."""
+    return begin(world, "flows.nightly", "nightly", plan=plan, limits=limits)
+
+
+def begin(world: World, module: str, flow: str, **parameters: Any) -> ForkServerProcess:
+    """Start a flow, by its names, in a process of its own."""
     environment = world.environment() | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
-    process = _processes().Process(target=_night, args=(environment, plan, limits))
+    process = _processes().Process(target=_play, args=(environment, module, flow, parameters))
     process.start()
     return process
 
 
-def _night(environment: dict[str, str], plan: Plan, limits: Limits) -> None:
+def _play(environment: dict[str, str], module: str, flow: str, parameters: dict[str, Any]) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     os.environ.update(environment)
     with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
-        nightly(plan=plan, limits=limits)
+        getattr(importlib.import_module(module), flow)(**parameters)
