@@ -205,7 +205,7 @@ def _champion() -> int | None:
 
 def _epilogue(console: Console) -> None:
     from flows.grid import table
-    from flows.screens import percent
+    from flows.figures import percent
 
     console.rule("[bold]What came of it")
     rows = summaries.of_versions()
