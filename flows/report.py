@@ -187,9 +187,9 @@ def _transfer(known: dict[str, Any]) -> list[str]:
         lines.append(
             f"- {against}, {one['images']} images of classes that both know: {one['lost']} lost, "
             f"{one['gained']} gained, {100 * one['change']:+.1f} points "
-            f"({100 * one['change_low']:+.1f} to {100 * one['change_high']:+.1f}); backward transfer "
-            f"{100 * one['backward_transfer']:+.1f}, forgetting {100 * one['forgetting']:.1f} "
-            "points per class."
+            f"({100 * one['change_low']:+.1f} to {100 * one['change_high']:+.1f}); backward "
+            f"transfer {100 * one['backward_transfer']:+.1f}, forgetting "
+            f"{100 * one['forgetting']:.1f} points per class."
         )
     return lines
 

@@ -148,7 +148,7 @@ def _show_profile(night: timeline.Profile) -> None:
 
 
 def write_pictures(version_id: int, folder: Path) -> int:
-    """Write profile, reliability, confusions and every Grad-CAM map into a folder; answers how many.
+    """Write profile, figures and every Grad-CAM map as pictures into a folder; answers how many.
 
     Figures are drawn as they are now: the version may have been evaluated again since its night.
     """
