@@ -15,7 +15,6 @@ from infra import database
 from records import deployments
 from tasks.evaluation import evaluate_whole_library
 
-
 WEEKLY = "0 12 * * 6"  # Saturdays at noon, when no night runs
 
 
