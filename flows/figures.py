@@ -148,9 +148,10 @@ def sentences(known: dict[str, Any]) -> Iterator[str]:
     if known["gap"] is None:
         yield "The gap between training and validation is not known."
     else:
-        yield (f"Training {known['training_accuracy']:.1%}, validation "
-               f"{known['validation_accuracy']:.1%}: a gap of {100 * known['gap']:.1f} "
-               "points.")  # fmt: skip
+        yield (
+            f"Training {known['training_accuracy']:.1%}, validation "
+            f"{known['validation_accuracy']:.1%}: a gap of {100 * known['gap']:.1f} points."
+        )
     temperature = known["temperature"]
     if temperature is not None:
         was = "less sure than right" if temperature < 1 else "surer than right"
