@@ -11,6 +11,7 @@ line, where torchvision sees nothing beyond the crop.
 Run it as `python -m benchmarks.augmentation_pictures`.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,10 @@ def _looked_at(picture: Tensor, draws: Draws, share: float, room: float) -> Tens
 def _jpeg(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
     quality = round(10 + 40 * draws[ours.JPEG_QUALITY])
     levels = (255 * picture).round().to(torch.uint8)
-    return functional.jpeg(levels, quality).float() / 255, f"quality {quality}"
+    with warnings.catch_warnings():
+        # torchvision has announced that its JPEG will go; until then it is what others train with
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return functional.jpeg(levels, quality).float() / 255, f"quality {quality}"
 
 
 # --- the picture ------------------------------------------------------------------------------

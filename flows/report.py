@@ -13,9 +13,20 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
-from flows import diagrams, figures, timeline
+from flows import diagrams, failures, figures, timeline
 from infra import database
-from records import batches, benchmark, deployments, evaluations, objects, runs, snapshots, versions
+from records import (
+    batches,
+    benchmark,
+    deployments,
+    evaluations,
+    flips,
+    objects,
+    runs,
+    snapshots,
+    versions,
+)
+from records.deployments import VerdictRow
 from records.evaluations import EvaluationRow
 from tasks.progress import courtesy
 
@@ -26,8 +37,8 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>!|~#&])")
 
 
 def run_name() -> str:
-    """What a night is called before its candidate is known."""
-    return f"nightly {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    """What a run is called before its version is known: the flow's name and the time."""
+    return f"{flow_run.flow_name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 def flow_run_id() -> str | None:
@@ -58,12 +69,15 @@ def verdict(version_id: int) -> tuple[str, str]:
     return "refused", f"version {version_id} was refused: {' · '.join(failed)}"
 
 
-def publish(run_id: int, state: str, reason: str, version_id: int | None) -> None:
-    """Keep the night's profile; put checks and report on the Prefect page of the run."""
+def publish(
+    purpose: str, run_id: int, state: str, reason: str, version_id: int | None
+) -> None:
+    """Keep the pictures of the run; put checks and report on the Prefect page of the run."""
     log.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
         diagrams.keep(version_id)
+        failures.keep(version_id)
     if FlowRunContext.get() is None:
         return
     with database.connect().transaction() as session:
@@ -73,7 +87,7 @@ def publish(run_id: int, state: str, reason: str, version_id: int | None) -> Non
     # The night is decided: a Prefect that is away now must not make it look failed.
     with courtesy("publish the report"):
         create_markdown_artifact(
-            text, key="nightly-report", description="What this night did and why"
+            text, key=f"{purpose}-report", description="What this run did and why"
         )
         if checks:
             create_table_artifact(
@@ -145,6 +159,7 @@ def _version(session: Session, version_id: int) -> list[str]:
             f"| {check.name} | {check.verdict} | {_inert(check.sentence)} |"
             for check in deployments.checks(session, judged.id)
         ]
+        lines += _flips(session, judged)
     counts = snapshots.class_counts(session, version.snapshot_digest)
     short = sorted((one for one in counts if one.lacks), key=lambda one: one.lacks)
     if short:
@@ -154,6 +169,26 @@ def _version(session: Session, version_id: int) -> list[str]:
         rest = f" and {len(short) - MOST_CLASSES} more" if len(short) > MOST_CLASSES else ""
         lines += ["", f"Under the cutoff: {named}{rest}."]
     return [*lines, ""]
+
+
+def _flips(session: Session, judged: VerdictRow) -> list[str]:
+    """The surest answers that were lost; `regraft show VERSION --pictures` has their maps."""
+    found = flips.of_verdict(session, judged)
+    lost = [one for one in found if not one.gained]
+    if not lost:
+        return []
+    head = [
+        "",
+        f"{len(lost)} answers were lost and {len(found) - len(lost)} gained; the surest lost ones:",
+        "",
+        f"| image | is | version {judged.champion_id} said | version {judged.version_id} says |",
+        "|---|---|---|---|",
+    ]
+    return head + [
+        f"| {_inert(one.source_key)} | {_inert(one.label)} | {_inert(one.champion_said)} | "
+        f"{_inert(one.candidate_said)} ({one.candidate_confidence:.0%}) |"
+        for one in lost[:MOST_CLASSES]
+    ]
 
 
 def _evaluation(row: EvaluationRow) -> str:
@@ -187,8 +222,8 @@ def _transfer(known: dict[str, Any]) -> list[str]:
         lines.append(
             f"- {against}, {one['images']} images of classes that both know: {one['lost']} lost, "
             f"{one['gained']} gained, {100 * one['change']:+.1f} points "
-            f"({100 * one['change_low']:+.1f} to {100 * one['change_high']:+.1f}); backward "
-            f"transfer {100 * one['backward_transfer']:+.1f}, forgetting "
+            f"({100 * one['change_low']:+.1f} to {100 * one['change_high']:+.1f}); "
+            f"backward transfer {100 * one['backward_transfer']:+.1f}, forgetting "
             f"{100 * one['forgetting']:.1f} points per class."
         )
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from records import (
     benchmark,
     deployments,
     evaluations,
+    flips,
     library,
     objects,
     runs,
@@ -27,6 +29,7 @@ from records import (
 )
 
 MOST_REFUSALS = 40
+MOST_FLIPS = 20
 BAR = 16  # characters for a whole night
 
 
@@ -46,6 +49,8 @@ def version_facts(version_id: int) -> dict[str, Any]:
                  "sentence": one.sentence}
                 for one in (deployments.checks(session, judged.id) if judged else [])
             ],
+            "flips": [asdict(one) for one in (flips.of_verdict(session, judged) if judged else [])],
+            "rejected": deployments.rejected(session, version_id),
             "snapshot": [
                 asdict(one) for one in snapshots.class_counts(session, version.snapshot_digest)
             ],
@@ -78,10 +83,11 @@ def show_version(version_id: int) -> None:
             f"{len(version['class_names'])} classes",
             f"from version {parent}" if (parent := version["parent_id"]) else "from no parent",
         ),
-        version["reason"],
+        facts["rejected"] or version["reason"],
     )
     figures.show(facts)
-    marks = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "undecidable": "?"}
+    marks = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "undecidable": "?",
+             "overridden": "[yellow]![/yellow]"}  # fmt: skip
     if facts["checks"]:
         table(
             ["", "check", "why"],
@@ -89,6 +95,7 @@ def show_version(version_id: int) -> None:
              for one in facts["checks"]),
             "The gate",
         )  # fmt: skip
+    _show_flips(facts["flips"], facts["verdict"])
     _show_epochs(facts["epochs"])
     _show_profile(timeline.of_version(version_id))
     short = [one for one in facts["snapshot"] if one["lacks"]]
@@ -98,6 +105,27 @@ def show_version(version_id: int) -> None:
     console.print(
         f"{facts['gradcams']} Grad-CAM maps, reliability, confusions and the night as pictures: "
         f"`regraft show {version_id} --pictures FOLDER`"
+    )
+
+
+def _show_flips(found: list[dict[str, Any]], judged: dict[str, Any] | None) -> None:
+    """Images that the champion or this version alone has right, those that were lost first."""
+    if not found or not judged:
+        return
+    lost = sum(not one["gained"] for one in found)
+    table(
+        ["", "benchmark image", "is", f"version {judged['champion_id']} said", "this one says"],
+        (
+            (
+                "[green]gained[/green]" if one["gained"] else "[red]lost[/red]",
+                escape(one["source_key"]),
+                escape(one["label"]),
+                f"{escape(one['champion_said'])} ({percent(one['champion_confidence'])})",
+                f"{escape(one['candidate_said'])} ({percent(one['candidate_confidence'])})",
+            )
+            for one in found[:MOST_FLIPS]
+        ),
+        f"{lost} answers lost and {len(found) - lost} gained; all in --json, some as --pictures",
     )
 
 
@@ -148,7 +176,7 @@ def _show_profile(night: timeline.Profile) -> None:
 
 
 def write_pictures(version_id: int, folder: Path) -> int:
-    """Write profile, figures and every Grad-CAM map as pictures into a folder; answers how many.
+    """Write profile, reliability, confusions and Grad-CAM maps into a folder; answers how many.
 
     Figures are drawn as they are now: the version may have been evaluated again since its night.
     """
@@ -166,9 +194,102 @@ def write_pictures(version_id: int, folder: Path) -> int:
     loaded = checkpoints.load(version_id)
     for number, row in enumerate(rows):
         words = f"{number:03d} {row.reason} {row.label} as {row.predicted} for {row.target}"
-        name = "".join(sign if sign.isalnum() or sign in " -_" else "_" for sign in words)
-        drawn(loaded, row).save(folder / f"{name[:120]}.png")
-    return len(rows) + len(pictures) + 1
+        drawn(loaded, row).save(folder / f"{_file_name(words)}.png")
+    return len(rows) + len(pictures) + 1 + _write_flips(version_id, folder)
+
+
+def _write_flips(version_id: int, folder: Path) -> int:
+    """Write each flip that was explained: the champion's map left, this version's right."""
+    from PIL import Image
+
+    from tasks import checkpoints
+    from tasks.explanation import drawn
+
+    with database.connect().transaction() as session:
+        judged = deployments.verdict(session, version_id)
+        if judged is None or judged.champion_id is None:
+            return 0
+        found = flips.of_verdict(session, judged)
+        maps = [
+            {(row.sha256, row.target): row for row in evaluations.gradcams(session, one)}
+            for one in (judged.champion_id, version_id)
+        ]
+    loaded = [checkpoints.load(one) for one in (judged.champion_id, version_id)]
+    count = 0
+    for flip in found:
+        said = (flip.champion_said, flip.candidate_said)
+        rows = [its.get((flip.sha256, word)) for its, word in zip(maps, said, strict=True)]
+        pictures = [drawn(one, row) for one, row in zip(loaded, rows, strict=True) if row]
+        if len(pictures) < 2:
+            continue  # some dozens are explained, the surest of both kinds
+        left, right = pictures
+        beside = Image.new("RGB", (left.width + right.width, max(left.height, right.height)))
+        beside.paste(left, (0, 0))
+        beside.paste(right, (left.width, 0))
+        words = (
+            f"flip {'gained' if flip.gained else 'lost'} {count:03d} {flip.label}, version "
+            f"{judged.champion_id} {flip.champion_said}, version {version_id} {flip.candidate_said}"
+        )
+        beside.save(folder / f"{_file_name(words)}.png")
+        count += 1
+    return count
+
+
+def _file_name(words: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in " -_," else "_" for sign in words)[:120]
+
+
+def benchmark_facts(version: int | None) -> dict[str, Any]:
+    """One benchmark version, by default the newest: classes, images, what was withdrawn."""
+    with database.connect().transaction() as session:
+        row = benchmark.current(session) if version is None else benchmark.get(session, version)
+        members = benchmark.listed_members(session, row.version)
+        return {
+            "benchmark": asdict(row),
+            "classes": dict(sorted(Counter(one.class_name for one in members).items())),
+            "images": [asdict(one) for one in members],
+            "withdrawn": [asdict(one) for one in benchmark.withdrawn(session, row.version)],
+        }
+
+
+def show_benchmark(version: int | None, images: bool) -> None:
+    """Print one benchmark version for people."""
+    facts = benchmark_facts(version)
+    row = facts["benchmark"]
+    console = _headline(
+        f"benchmark version {row['version']}",
+        (
+            f"{row['images']} images of {row['classes']} classes",
+            f"digest {row['digest'][:12]}",
+            f"looked at {row['looks']} times",
+        ),
+        f"{row['frozen_by']}, {row['frozen_at']:%Y-%m-%d %H:%M}: {row['why']}",
+    )
+    console.print(escape(str(row["power"].get("sentence", ""))) + "\n")
+    if images:
+        table(
+            ["class", "key", "sha256", "since version"],
+            (
+                (escape(one["class_name"]), escape(one["source_key"]), one["sha256"][:16],
+                 str(one["added_in"]))
+                for one in facts["images"]
+            ),
+        )  # fmt: skip
+    else:
+        table(
+            ["class", "images"],
+            ((escape(name), str(count)) for name, count in facts["classes"].items()),
+        )
+    if facts["withdrawn"]:
+        table(
+            ["in version", "class", "key", "why"],
+            (
+                (str(one["withdrawn_in"]), escape(one["class_name"]), escape(one["source_key"]),
+                 escape(one["why"] or ""))
+                for one in facts["withdrawn"]
+            ),
+            "Withdrawn",
+        )  # fmt: skip
 
 
 def batch_facts(batch_id: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from vision.augmentation import affine, seeds_of, uniform, warp
 from vision.failures import GRADES, Flags, Grade
+from vision.images import resaved
 from vision.prediction import Forward, Gatherable, ahead, upload
 
 BATCH = 64
@@ -85,8 +86,8 @@ def bend(stored: Tensor, grade: Grade, image_size: int, draws: Draws) -> Tensor:
         size = 2 * round(3 * strength) + 1
         pictures = functional.gaussian_blur(pictures, [size, size], [strength, strength])
     elif name == "JPEG":
-        saved = functional.jpeg(pictures.cpu().contiguous(), round(strength))
-        pictures = saved.to(stored.device)
+        saved = [resaved(picture, round(strength)) for picture in stored.cpu().numpy()]
+        return torch.from_numpy(np.stack(saved)).to(stored.device)
     else:
         raise ValueError(f"grade {grade}: there is no such transformation")
     bent: Tensor = pictures.permute(0, 2, 3, 1).contiguous()
