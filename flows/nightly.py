@@ -130,7 +130,7 @@ def nothing_new(snapshot: str, plan: Plan, limits: Limits) -> tuple[int | None, 
         last = runs.last_judged(session)
     champion_id = champion.version_id if champion else None
     # What was asked for, not what was made of it: a plan aimed at its parent differs each night.
-    if last is None or (last.snapshot_digest, last.asked) != (snapshot, plan.to_dict()):
+    if last is None or (last.snapshot_digest, Plan.from_dict(last.asked)) != (snapshot, plan):
         return champion_id, None
     if champion_id == last.version_id:
         return champion_id, (
