@@ -1,7 +1,8 @@
 """Pictures bent by one grade of a transformation, and which of them a network still answers right.
 
-Colours and blur are torchvision's, JPEG is libjpeg's. What moves pixels is seen through the same matrices as in
-training: torchvision's rotation and zoom leave black borders, which real pictures do not have.
+Colours and blur are torchvision's, JPEG is libjpeg's. What moves pixels is seen through the same
+matrices as in training: torchvision's rotation and zoom leave black borders, which real pictures do
+not have.
 """
 
 from collections.abc import Callable, Iterator, Sequence
