@@ -11,7 +11,6 @@ line, where torchvision sees nothing beyond the crop.
 Run it as `python -m benchmarks.augmentation_pictures`.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ class Comparison:
 
 
 def comparisons() -> list[Comparison]:
-    """Every field of `Augmentation`, each alone, in the order in which they are applied."""
+    """Every field of `Augmentation`, each alone, but jpeg, which is libjpeg's own work."""
     return [
         Comparison("scale", _only(scale=0.5), _crop, _whole_pixels),
         Comparison("rotation", _only(rotation=25.0), _rotate,
@@ -72,7 +71,6 @@ def comparisons() -> list[Comparison]:
         Comparison("zoom_out", _only(zoom_out=1.5), _zoom_out, lambda draws: draws[:, ours.SHARE]),
         Comparison("shift", _only(shift=0.2), _shift,
                    lambda draws: abs(draws[:, ours.LEFT] - 0.5) + abs(draws[:, ours.TOP] - 0.5)),
-        Comparison("jpeg", _only(jpeg=1.0), _jpeg, lambda draws: -draws[:, ours.JPEG_QUALITY]),
     ]  # fmt: skip
 
 
@@ -188,15 +186,6 @@ def _looked_at(picture: Tensor, draws: Draws, share: float, room: float) -> Tens
         shear=[0.0, 0.0], interpolation=InterpolationMode.BILINEAR,
     )  # fmt: skip
     return functional.center_crop(moved, [side, side])
-
-
-def _jpeg(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
-    quality = round(10 + 40 * draws[ours.JPEG_QUALITY])
-    levels = (255 * picture).round().to(torch.uint8)
-    with warnings.catch_warnings():
-        # torchvision has announced that its JPEG will go; until then it is what others train with
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return functional.jpeg(levels, quality).float() / 255, f"quality {quality}"
 
 
 # --- the picture ------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def nothing_new(
         frozen = benchmark.current(session)
         last = runs.last_judged(session)
     # What was asked for, not what was made of it: a plan aimed at its parent differs each night.
-    if last is None or (last.snapshot_digest, last.asked) != (snapshot, plan.to_dict()):
+    if last is None or (last.snapshot_digest, Plan.from_dict(last.asked)) != (snapshot, plan):
         return None
     if champion == last.version_id:
         return (

@@ -1,13 +1,14 @@
 """Pictures are bent by their own random numbers, whatever batch they come in."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import augmentation_pictures
-from vision.augmentation import augment, centre, seeds_of, uniform
+from vision.augmentation import augment, centre, jpegs, seeds_of, uniform
 from vision.plan import Augmentation
 
 STILL = Augmentation(
@@ -111,6 +112,19 @@ def test_erasing_hides_a_part_behind_grey() -> None:
     grey = (bent == 0.5).all(dim=1).float().mean(dim=(1, 2))
     assert bool(((grey > 0.03) & (grey < 0.3)).all())
     assert set(bent.ravel().tolist()) == {0.0, 0.5}
+
+
+def test_jpeg_leaves_its_traces_in_some_pictures() -> None:
+    """Each is as it was or as a JPEG of some quality leaves it: the same colours, a little off."""
+    images, seeds = pictures(40, 64), np.arange(40, dtype=np.uint64)
+    still = augment(images, STILL, 64, seeds)
+    some = augment(images, replace(STILL, jpeg=0.5), 64, seeds)
+    apart = 255 * (some - still).abs().mean(dim=(1, 2, 3))
+    assert 10 < int((apart == 0).sum()) < 30
+    assert float(apart[apart > 0].min()) > 0.2
+    assert float(apart.max()) < 15
+    worse, better = (jpegs(images, [quality] * 40).float() for quality in (10, 90))
+    assert float((worse - images).abs().mean()) > 2 * float((better - images).abs().mean())
 
 
 def test_blur_smooths_and_keeps_the_brightness() -> None:

@@ -5,6 +5,7 @@ whatever batch it comes, and a resumed run sees what an undisturbed one would ha
 """
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vision.images import resaved
 from vision.plan import Augmentation
 
 # one column of random numbers for each use below
@@ -135,20 +136,29 @@ def _reaches(augmentation: Augmentation | Sequence[Augmentation]) -> Mapping[str
     }
 
 
-def _jpeg(images: Tensor, draws: npt.NDArray[np.float64], probability: Reach) -> Tensor:
-    """Save some pictures as JPEG and read them again, before they are bent: so they come to us.
+def jpegs(images: Tensor, qualities: Sequence[int]) -> Tensor:
+    """Save each picture as JPEG of its quality (1 to 95) and read it again; uint8 [B, S, S, 3].
 
-    One by one on the CPU, by libjpeg itself.
+    One by one on the CPU, by libjpeg itself: what a table of divisors leaves behind is not worth
+    imitating with tensors, and torchvision's own is to be removed.
     """
+    saved = np.empty(tuple(images.shape), dtype=np.uint8)
+    for row, (picture, quality) in enumerate(zip(images.cpu().numpy(), qualities, strict=True)):
+        body = io.BytesIO()
+        Image.fromarray(picture).save(body, "JPEG", quality=quality)
+        saved[row] = np.asarray(Image.open(body))
+    return torch.from_numpy(saved).to(images.device)
+
+
+def _jpeg(images: Tensor, draws: npt.NDArray[np.float64], probability: Reach) -> Tensor:
+    """Leave the traces of JPEG in some pictures, before they are bent: so they come to us."""
     chosen = np.flatnonzero(draws[:, JPEG] < probability)
     if len(chosen) == 0:
         return images
     span = BEST_QUALITY - WORST_QUALITY
     qualities = np.rint(WORST_QUALITY + span * draws[chosen, JPEG_QUALITY]).astype(int)
     rows = torch.from_numpy(chosen).to(images.device)
-    both = zip(images[rows].cpu().numpy(), qualities.tolist(), strict=True)
-    saved = [resaved(picture, quality) for picture, quality in both]
-    return images.index_copy(0, rows, torch.from_numpy(np.stack(saved)).to(images.device))
+    return images.index_copy(0, rows, jpegs(images[rows], qualities.tolist()))
 
 
 def _matrices(

@@ -1,7 +1,8 @@
 """Pictures bent by one grade of a transformation, and which of them a network still answers right.
 
-Colours, blur and JPEG are torchvision's. What moves pixels is seen through the same matrices as in
-training: torchvision's rotation and zoom leave black borders, which real pictures do not have.
+Colours and blur are torchvision's, JPEG is libjpeg's. What moves pixels is seen through the same
+matrices as in training: torchvision's rotation and zoom leave black borders, which real pictures do
+not have.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from vision.augmentation import affine, seeds_of, uniform, warp
+from vision.augmentation import affine, jpegs, seeds_of, uniform, warp
 from vision.failures import GRADES, Flags, Grade
-from vision.images import resaved
 from vision.prediction import Forward, Gatherable, ahead, upload
 
 BATCH = 64
@@ -75,6 +75,8 @@ def bend(stored: Tensor, grade: Grade, image_size: int, draws: Draws) -> Tensor:
         return _hide(stored, strength, image_size, draws)
     if name in ("rotation", "zoom in", "zoom out", "off-centre crop"):
         return _move(stored, grade, image_size, draws)
+    if name == "JPEG":
+        return jpegs(stored, [round(strength)] * len(stored))
     pictures: Tensor = stored.permute(0, 3, 1, 2)
     if name == "brightness":
         pictures = functional.adjust_brightness(pictures, 1 + strength)
@@ -85,9 +87,6 @@ def bend(stored: Tensor, grade: Grade, image_size: int, draws: Draws) -> Tensor:
     elif name == "blur":
         size = 2 * round(3 * strength) + 1
         pictures = functional.gaussian_blur(pictures, [size, size], [strength, strength])
-    elif name == "JPEG":
-        saved = [resaved(picture, round(strength)) for picture in stored.cpu().numpy()]
-        return torch.from_numpy(np.stack(saved)).to(stored.device)
     else:
         raise ValueError(f"grade {grade}: there is no such transformation")
     bent: Tensor = pictures.permute(0, 2, 3, 1).contiguous()

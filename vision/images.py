@@ -209,13 +209,6 @@ def prepare(image: Image.Image, geometry: Geometry) -> Pixels:
     return square
 
 
-def resaved(pixels: Pixels, quality: int) -> Pixels:
-    """A picture uint8 [height, width, 3] as it is after a JPEG of this quality, 1 to 95."""
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return np.array(Image.open(buffer))
-
-
 def _least(geometry: Geometry) -> int:
     """Shorter side from which a square may be made; as small as the facts', to decode once."""
     return max(MEASURED_SIDE, 2 * geometry.side)
