@@ -44,7 +44,8 @@ def _stage(prefix: str, plan: Plan, parent: int | None) -> Outcome:
         report.name_run(version)
         came = f"from version {parent}" if parent else start_of(plan)
         if is_scored(version):
-            return run.end("skipped", f"version {version} knows s3://{prefix} already, {came}", version)
+            said = f"version {version} has learned s3://{prefix} already, {came}"
+            return run.end("skipped", said, version)
         train_version(run.run_id, version)
         evaluate_held_out(run.run_id, version)
         return run.end("trained", f"version {version} has learned s3://{prefix}, {came}", version)
