@@ -56,8 +56,8 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
                 "IS NOT DISTINCT FROM :b ORDER BY version_id",
                 s=subject, b=2 if subject == "benchmark" else None,
             )  # fmt: skip
-            assert accuracy == pytest.approx(
-                [(2, on.first_correct / on.images), (3, on.second_correct / on.images)]
+            assert dict(accuracy) == pytest.approx(
+                {2: on.first_correct / on.images, 3: on.second_correct / on.images}
             )
         text = markdown(worth)
         assert "lineage is worth" in text

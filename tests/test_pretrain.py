@@ -149,7 +149,7 @@ def test_the_first_night_starts_from_it_and_it_never_serves(pretrained: World) -
         assert [one.epochs for one in line] == [10, 10, 2, 2]
         world.check()
         for version in (1, 2):
-            with pytest.raises(DBAPIError, match="purpose_known"):
+            with pytest.raises(DBAPIError, match="may not serve"):
                 world.act(
                     "INSERT INTO deployments (version_id, purpose, previous_id, verdict_id, kind, "
                     "deployed_by, why) SELECT :v, 'pretrain', max(id), min(verdict_id), "
