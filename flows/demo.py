@@ -204,8 +204,8 @@ def _champion() -> int | None:
 
 
 def _epilogue(console: Console) -> None:
+    from flows.figures import percent
     from flows.grid import table
-    from flows.screens import percent
 
     console.rule("[bold]What came of it")
     rows = summaries.of_versions()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("regraft")
 
 MOST_CLASSES = 20  # rows of a matrix that can still be read
+MOST_THRESHOLDS = 2  # told above a curve, those of the highest wishes
 BLUE, ORANGE, GREY, PALE = "#2f6f9f", "#c7622b", "#777777", "#dde7ee"
 
 
@@ -77,10 +78,10 @@ def reliability(
     """One panel for each set of images: accuracy over confidence, above how many are so sure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.2 + 4.1 * len(curves), 5.8), dpi=100)
+    figure = Figure(figsize=(1.2 + 4.1 * len(curves), 6), dpi=100)
     grid = figure.add_gridspec(
         2, len(curves), height_ratios=(4, 1), hspace=0.08, wspace=0.18,
-        left=0.75 / figure.get_figwidth(), right=1 - 0.3 / figure.get_figwidth(), top=0.82,
+        left=0.75 / figure.get_figwidth(), right=1 - 0.3 / figure.get_figwidth(), top=0.79,
         bottom=0.1,
     )  # fmt: skip
     for place, (row, bins) in enumerate(curves):
@@ -105,19 +106,22 @@ def _curve(
     ends = np.array([[one.accuracy_low for one in bins], [one.accuracy_high for one in bins]])
     axes.errorbar(sure, right, yerr=np.abs(ends - right), fmt="o-", color=BLUE, markersize=4,
                   linewidth=1, elinewidth=1, capsize=2)  # fmt: skip
+    told = []
     for one in thresholds:
         here = one.subject == row.subject and one.benchmark_version == row.benchmark_version
         if here and one.confidence is not None:
-            got = "none" if one.precision is None else f"{one.precision:.1%}"
+            got = "no answer" if one.precision is None else f"{one.precision:.1%} right"
+            told.append(f"at {one.confidence:.2f} or more: {got} (wished {one.wished:.1%})")
             axes.axvline(one.confidence, color=ORANGE, linewidth=1)
-            axes.text(one.confidence - 0.015, 0.02, f"at {one.confidence:.2f} or more: {got} right",
-                      color=ORANGE, fontsize=8, rotation=90, ha="right", va="bottom")  # fmt: skip
-    known = row.calibration_error
-    error = "" if known is None else f"calibration error {known:.3f}"
+    axes.text(0, 1.02, "\n".join(told[-MOST_THRESHOLDS:]), transform=axes.transAxes, color=ORANGE,
+              fontsize=8, va="bottom")  # fmt: skip
+    error = ""
+    if row.calibration_error is not None:
+        error = f"calibration error {row.calibration_error:.3f}"
     if row.calibration_by_chance is not None:
         error += f", by chance {row.calibration_by_chance:.3f}"
     axes.set_title(f"{subject(row)}, {row.images:,} images, {row.accuracy:.1%} right\n{error}",
-                   loc="left", fontsize=9)  # fmt: skip
+                   loc="left", fontsize=9, pad=32)  # fmt: skip
     axes.text(0.03, 0.97, "less sure\nthan right", color=GREY, fontsize=8, va="top")
     axes.text(0.97, 0.10, "surer\nthan right", color=GREY, fontsize=8, ha="right")
     axes.set_xlim(0, 1.01)
@@ -147,7 +151,7 @@ def confusion(title: str, classes: Sequence[ClassScore], wrong: Sequence[Confusi
     names, rest = chosen(classes, wrong)
     table, shares = _matrix(names, rest, classes, wrong)
     longest = max(len(_short(name)) for name in names)
-    beside, below = 1.3 + 0.075 * longest, 0.7 + 0.075 * longest  # inches for the names
+    beside, below = 1.2 + 0.07 * longest, 0.5 + 0.07 * longest  # inches for the names
     cell = 0.42 if len(names) > 8 else 0.62
     width, height = beside + cell * table.shape[1] + 0.4, 1.0 + cell * len(names) + below
     width = max(width, 6.5)
