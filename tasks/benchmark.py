@@ -17,7 +17,7 @@ from records.benchmark import BadBenchmark, BenchmarkRow, Frozen, Member, as_mem
 from records.deployments import Champion
 from records.objects import normalised
 from tasks import checkpoints
-from tasks.evaluation import answer, choose_engine, runtime
+from tasks.evaluation import answer, choose_engine, runtime, settle_thresholds
 from tasks.progress import progress
 from vision.answers import Answers
 from vision.gate import USUAL_DISCORDANCE, Limits, power
@@ -90,6 +90,7 @@ def withdraw(words: list[str], by: str, why: str) -> BenchmarkRow:
         ]  # fmt: skip
         row = benchmark.withdraw(session, images, by, why, _power(session, kept, scored))
         _keep(session, scored, row.version)
+    _verify_thresholds(scored)
     return row
 
 
@@ -115,6 +116,7 @@ def _add(by: str, why: str) -> Frozenness:
         whole = _members(session) + [as_member(one) for one in added]
         row = benchmark.freeze(session, added, by, why, _power(session, whole, scored))
         _keep(session, scored, row.version)
+    _verify_thresholds(scored)
     return Frozenness(row, len(added), tuple(refused))
 
 
@@ -175,6 +177,12 @@ def _keep(session: Session, scored: _Scored | None, version: int) -> None:
         session, scored.champion.version_id, scored.champion.checkpoint_digest, "benchmark",
         answers, score(answers), runtime(scored.engine), benchmark_version=version,
     )  # fmt: skip
+
+
+def _verify_thresholds(scored: _Scored | None) -> None:
+    """Tell what the champion's thresholds are worth on the newest version, too."""
+    if scored:
+        settle_thresholds(scored.champion.version_id)
 
 
 def _examined(listed: Listed) -> Frozen | str:
