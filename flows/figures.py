@@ -64,6 +64,14 @@ def facts(version_id: int) -> dict[str, Any]:
                 subject(one): [asdict(row) for row in evaluations.confusions(session, one.id)]
                 for one in found
             },
+            "unknown": {
+                subject(one): sum(
+                    row.images
+                    for row in evaluations.class_scores(session, one.id)
+                    if row.name not in version.class_names
+                )
+                for one in found
+            },
             "thresholds": [
                 asdict(one) | {"coverage": one.coverage, "sentence": one.sentence}
                 for one in evaluations.thresholds(session, version_id)
@@ -132,7 +140,7 @@ def _show_overview(known: dict[str, Any]) -> None:
             )
             for on, one in zip(known["classes"], known["evaluations"], strict=True)
         ),
-        r"Accuracy \[95% interval] and calibration error (what chance alone would give)",
+        r"Accuracy \[95% interval], calibration error (by chance)",
     )
 
 
@@ -144,7 +152,10 @@ def _calibration(one: dict[str, Any]) -> str:
 
 
 def sentences(known: dict[str, Any]) -> Iterator[str]:
-    """Gap, temperature, lineage and thresholds, a line each."""
+    """Unknown classes, gap, temperature, lineage and thresholds, a line each."""
+    for on, images in known["unknown"].items():
+        if images:
+            yield f"{images} images of {on} are of classes it does not know: they count as wrong."
     if known["gap"] is None:
         yield "The gap between training and validation is not known."
     else:

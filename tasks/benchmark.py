@@ -90,7 +90,7 @@ def withdraw(words: list[str], by: str, why: str) -> BenchmarkRow:
         ]  # fmt: skip
         row = benchmark.withdraw(session, images, by, why, _power(session, kept, scored))
         _keep(session, scored, row.version)
-    _verify_threshold(scored)
+    _verify_thresholds(scored)
     return row
 
 
@@ -116,7 +116,7 @@ def _add(by: str, why: str) -> Frozenness:
         whole = _members(session) + [as_member(one) for one in added]
         row = benchmark.freeze(session, added, by, why, _power(session, whole, scored))
         _keep(session, scored, row.version)
-    _verify_threshold(scored)
+    _verify_thresholds(scored)
     return Frozenness(row, len(added), tuple(refused))
 
 
@@ -165,12 +165,6 @@ def _champion_answers(whole: list[Member]) -> _Scored | None:
     return _Scored(champion, answer(loaded, sources, names, labels, engine), engine)
 
 
-def _verify_threshold(scored: _Scored | None) -> None:
-    """Say what the champion's threshold is worth on the new version."""
-    if scored is not None:
-        settle_thresholds(scored.champion.version_id)
-
-
 def _keep(session: Session, scored: _Scored | None, version: int) -> None:
     """Keep the champion's answers in the transaction that makes the version the newest."""
     champion = deployments.champion(session)
@@ -183,6 +177,12 @@ def _keep(session: Session, scored: _Scored | None, version: int) -> None:
         session, scored.champion.version_id, scored.champion.checkpoint_digest, "benchmark",
         answers, score(answers), runtime(scored.engine), benchmark_version=version,
     )  # fmt: skip
+
+
+def _verify_thresholds(scored: _Scored | None) -> None:
+    """Tell what the champion's thresholds are worth on the newest version, too."""
+    if scored:
+        settle_thresholds(scored.champion.version_id)
 
 
 def _examined(listed: Listed) -> Frozen | str:

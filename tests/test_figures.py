@@ -83,6 +83,16 @@ def test_a_threshold_is_fitted_on_validation_and_verified_elsewhere(story: Story
             assert f"coverage {one.coverage:.1%}" in one.sentence
 
 
+def test_a_benchmark_that_grows_verifies_the_champion_anew(story: Story) -> None:
+    """Its threshold stays as it was fitted, and is told for the old and the new version."""
+    with story.waiting.transaction() as session:
+        rows = evaluations.thresholds(session, 1)
+    assert [(one.subject, one.benchmark_version) for one in rows] == [
+        ("validation", None), ("test", None), ("benchmark", 1), ("benchmark", 2),
+    ]  # fmt: skip
+    assert len({one.confidence for one in rows}) == 1
+
+
 def test_another_wish_is_fitted_from_what_was_answered(story: Story) -> None:
     """A wish stays beside the others, and is verified again when the benchmark grows."""
     with twin_rows(story) as world:
@@ -239,6 +249,7 @@ def test_every_figure_is_in_the_json(story: Story) -> None:
     assert known["lineage"] == [1, 2]
     assert known["gap"] == known["training_accuracy"] - known["validation_accuracy"]
     assert known["temperature"] > 0
+    assert set(known["unknown"].values()) == {0}
     for on, row in zip(known["classes"], known["evaluations"], strict=True):
         assert sum(one["images"] for one in known["reliability"][on]) == row["images"]
         wrong = sum(one["images"] for one in known["confusions"][on])

@@ -65,6 +65,8 @@ def test_as_many_classes_of_other_names_get_a_fresh_head(story: Story) -> None:
         candidate = write_candidate.fn(run_id, "control", snapshot, still, 1)
         train_version.fn(run_id, candidate)
         child, parent = checkpoints.load(candidate), checkpoints.load(1)
+        with world.transaction() as session:
+            heat = versions.get(session, candidate).temperature
     assert len(child.class_names) == len(parent.class_names)
     assert child.class_names == ("circle", "cross", "ring")
     # Trained heads are far from what a new one starts with, and these are not the parent's.
@@ -73,8 +75,10 @@ def test_as_many_classes_of_other_names_get_a_fresh_head(story: Story) -> None:
     assert isinstance(mine, torch.Tensor)
     assert isinstance(theirs, torch.Tensor)
     assert mine.shape == theirs.shape
-    assert float(mine.detach().abs().max()) < 0.1
-    assert not any(torch.allclose(mine[row], theirs[row], atol=1e-3) for row in range(3))
+    # the temperature, which is in the head's weights, is no part of what they have learned
+    assert heat is not None
+    assert float(heat * mine.detach().abs().max()) < 0.1
+    assert not any(torch.allclose(heat * mine[row], theirs[row], atol=1e-3) for row in range(3))
 
 
 def test_known_classes_inherit_their_rows(story: Story) -> None:
@@ -86,13 +90,16 @@ def test_known_classes_inherit_their_rows(story: Story) -> None:
         train_version.fn(run_id, candidate)
         child, parent = checkpoints.load(candidate), checkpoints.load(1)
         with world.transaction() as session:
-            stored = versions.get(session, candidate).resolved
+            version = versions.get(session, candidate)
+    stored, heat = version.resolved, version.temperature
+    assert heat is not None
     mine, theirs = child.network.state_dict(), parent.network.state_dict()
     for key in networks.head_keys(child.network):
         for name in parent.class_names:
             one = mine[key][child.class_names.index(name)]
-            assert torch.allclose(one, theirs[key][parent.class_names.index(name)], atol=1e-6)
-        assert float(mine[key][child.class_names.index("ring")].abs().max()) < 0.1
+            whose = theirs[key][parent.class_names.index(name)]
+            assert torch.allclose(heat * one, whose, atol=1e-6)
+        assert float(heat * mine[key][child.class_names.index("ring")].abs().max()) < 0.1
     assert stored is not None
     assert stored["kept_classes"] == ["circle", "cross", "square"]
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from scipy.special import bdtr, bdtrc, betaln, gammaln
 
 from vision.answers import Answers
-from vision.scores import calibration_error, class_indices, interval
+from vision.scores import calibration_by_chance, calibration_error, class_indices, interval
 
 # sums of shares like 5 * 0.004 must not pass a limit of 0.02 by rounding alone
 ROUNDING = 1e-9
@@ -171,7 +171,8 @@ class Limits:
     chance_times: a first version's accuracy (lower 95% bound) must exceed this many times
         chance, or half the way from chance to 1 if that is less. Chance: the share of the most
         frequent class, which is what always answering that class would reach.
-    calibration_bound: largest expected calibration error on the benchmark.
+    calibration_bound: by how much the expected calibration error on the benchmark may exceed what
+        chance gives a version that is as right as it is sure, on so many images.
     calibration_worse: by how much it may exceed the champion's on the images of shared classes.
     gap_bound: largest training accuracy minus validation accuracy.
     latency_seconds: longest median time for one image at batch size 1 on CPU.
@@ -943,16 +944,21 @@ def _calibration(
     candidate: Evidence, champion: Evidence | None,
     answered: Answers, champion_answered: Answers | None, limits: Limits,
 ) -> Check:
-    error = calibration_error(_of_classes(answered, candidate.class_names))
-    if error is None or not math.isfinite(error):
+    known = _of_classes(answered, candidate.class_names)
+    error, chance = calibration_error(known), calibration_by_chance(known)
+    if error is None or chance is None or not math.isfinite(error - chance):
         return _check(
             "calibration", False, {"error": None, "limit": limits.calibration_bound},
             f"{candidate.version}'s calibration error on the benchmark could not be measured.",
         )
-    numbers: dict[str, float | int | None] = {"error": error, "limit": limits.calibration_bound}
+    numbers: dict[str, float | int | None] = {
+        "error": error, "by_chance": chance, "limit": limits.calibration_bound
+    }
+    # few images push the error up although nothing is wrong
     sentence = (f"{candidate.version}'s calibration error is {_percent(error)}, "
-                f"{_percent(limits.calibration_bound)} allowed")
-    passed = error <= limits.calibration_bound + ROUNDING
+                f"{_percent(limits.calibration_bound)} allowed beyond the {_percent(chance)} that "
+                "chance gives on so many images")
+    passed = error - chance <= limits.calibration_bound + ROUNDING
     if champion is None or champion_answered is None:
         return _check("calibration", passed, numbers, f"{sentence}.")
     shared = set(candidate.class_names) & set(champion.class_names)

@@ -247,6 +247,11 @@ def calibration_error(answers: Answers) -> float | None:
     return _error_of(reliability(answers))
 
 
+def calibration_by_chance(answers: Answers) -> float | None:
+    """Give the error to expect of a version that is exactly as right as these are sure, 0..1."""
+    return _error_by_chance(reliability(answers))
+
+
 def reliability(answers: Answers) -> tuple[Bin, ...]:
     """Compare how sure the answers are with how right they are.
 
