@@ -326,9 +326,9 @@ def test_no_figure_can_be_nan(attacked: World) -> None:
         "INSERT INTO augmentation_changes "
         "SELECT version_id, 1, NULL, 'blur', 'blur', 0, 1, 'x' FROM failure_analyses",
         "DELETE FROM label_doubts",
-        "INSERT INTO label_doubts (version_id, sha256, subject, label, suggested, score, confidence)"
-        " SELECT version_id, (SELECT min(sha256) FROM images), 'test', 'ring', 'cross', 0, 1"
-        " FROM failure_analyses",
+        "INSERT INTO label_doubts "
+        "SELECT version_id, (SELECT min(sha256) FROM images), 'test', version_id, 'ring', 'cross',"
+        " 0, 1 FROM failure_analyses",
     )
     for table in Base.metadata.sorted_tables:
         for column in table.columns:
