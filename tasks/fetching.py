@@ -26,6 +26,7 @@ from infra.storage import Changed, Gone, Storage
 log = logging.getLogger("regraft")
 
 Made = TypeVar("Made")
+Result = TypeVar("Result")
 Place = tuple[str, str | None]  # key, and ETag or None
 
 # objects from which on processes save more than their start takes, which is some three seconds
@@ -86,14 +87,7 @@ class _Threads:
             with self._working:
                 return work(body)
 
-        # not all at once: what is made of them would wait in memory for whoever takes it
-        waiting: deque[Future[Made | Gone | Changed]] = deque()
-        for place in places:
-            waiting.append(self._pool.submit(make, place))
-            if len(waiting) > 4 * TOGETHER:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        return _in_order((self._pool.submit(make, place) for place in places), 4 * TOGETHER)
 
 
 class _Processes:
@@ -120,22 +114,29 @@ def _by_processes(
     processes: _Processes, threads: Fetch, places: Sequence[Place], work: Callable[[bytes], Made]
 ) -> Iterator[Made | Gone | Changed]:
     chunks = [places[start:start + TOGETHER] for start in range(0, len(places), TOGETHER)]
-    waiting: deque[Future[list[Made | Gone | Changed]]] = deque()
+    begun = (processes.pool.submit(_make, chunk, work) for chunk in chunks)
     done = 0
     try:
-        for chunk in chunks:
-            waiting.append(processes.pool.submit(_make, chunk, work))
-            if len(waiting) > processes.ahead:
-                made = waiting.popleft().result()
-                done += len(made)
-                yield from made
-        while waiting:
-            made = waiting.popleft().result()
+        for made in _in_order(begun, processes.ahead):
             done += len(made)
             yield from made
     except BrokenProcessPool:
         log.warning("a process that decodes was killed (out of memory?): threads go on without it")
         yield from threads(places[done:], work)
+
+
+def _in_order(begun: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
+    """Each result in its turn, while no more than so many later ones are begun.
+
+    Not all at once: what is made of them would wait in memory for whoever takes it.
+    """
+    waiting: deque[Future[Result]] = deque()
+    for one in begun:
+        waiting.append(one)
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 # --- inside such a process ---
