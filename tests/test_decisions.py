@@ -14,7 +14,7 @@ import nights
 import pytest
 import worlds
 from typer.testing import CliRunner
-from worlds import Story, World
+from worlds import FREE, Story, World
 
 from flows import screens
 from flows.cli import app
@@ -30,7 +30,6 @@ from tasks.promotion import judge
 from vision.gate import SinceAnchor
 from vision.network import BadCheckpoint
 
-FREE = "SET LOCAL session_replication_role = replica"  # as if there were no triggers and keys
 STRICT = replace(worlds.LIMITS, latency_seconds=1e-6, gap_bound=0.5)
 MADE = """
     INSERT INTO versions (purpose, state, run_id, snapshot_digest, plan, plan_digest, architecture,
@@ -58,15 +57,7 @@ def refused(story: Story) -> Iterator[World]:
 
 def undo_second(world: World) -> None:
     """Have version 2 refused instead of deployed."""
-    world.act(
-        FREE,
-        "DELETE FROM deployments WHERE version_id = 2",
-        "DELETE FROM checks WHERE verdict_id = 2",
-        "UPDATE runs SET verdict_id = NULL WHERE verdict_id = 2",
-        "DELETE FROM verdicts WHERE version_id = 2",
-    )
-    with world.transaction() as session:
-        run_id = runs.begin(session, "nightly", {}, None)
+    run_id = worlds.undecided_second(world)
     assert not judge.fn(run_id, 2, STRICT)
     with world.transaction() as session:
         runs.close(session, run_id, "completed", "refused: too slow")

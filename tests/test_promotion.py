@@ -8,15 +8,14 @@ from contextlib import contextmanager
 import pytest
 import worlds
 from sqlalchemy.exc import DBAPIError
-from worlds import Story, World
+from worlds import FREE, Story, World
 
 from flows import report
 from infra.embedded import Addresses
-from records import deployments, runs
+from records import deployments
 from records.deployments import NotDeployable
 from tasks.promotion import deploy, judge
 
-FREE = "SET LOCAL session_replication_role = replica"  # as if there were no triggers and keys
 ON_BENCHMARK = (
     "(SELECT id FROM evaluations WHERE version_id = {} AND subject = 'benchmark'"
     " AND benchmark_version = 2)"
@@ -34,16 +33,7 @@ def story(services: Addresses, template: str, prefect_server: str) -> Story:
 def before_promotion(story: Story) -> Iterator[tuple[World, int]]:
     """The moment when version 2 is trained and evaluated and version 1 serves, and a run."""
     with worlds.rows_of(story.done) as world, worlds.inside(world):
-        world.act(
-            FREE,
-            "DELETE FROM deployments WHERE version_id = 2",
-            "DELETE FROM checks WHERE verdict_id = 2",
-            "UPDATE runs SET verdict_id = NULL WHERE verdict_id = 2",
-            "DELETE FROM verdicts WHERE version_id = 2",
-        )
-        with world.transaction() as session:
-            run_id = runs.begin(session, "nightly", {}, None)
-        yield world, run_id
+        yield world, worlds.undecided_second(world)
 
 
 # What is damaged, which check fails, and what its sentence says.
