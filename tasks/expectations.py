@@ -28,6 +28,8 @@ ORIGINS = ("real", "staged", "synthetic")
 NOT_PEOPLE = ("model", "version", "regraft")
 # Longer texts are cut where they are shown and stored; a field may hold a megabyte.
 LONGEST_SHOWN = 200
+# columns that name a row of a batch on its page
+ROW = ("row", "key")
 
 
 class BadRules(ValueError):
@@ -562,7 +564,7 @@ def rendered(results: Mapping[str, Any]) -> str:
     great_expectations = _great_expectations()
     with great_expectations.lock:
         # Its templates print what they are given: a key may be a script.
-        whole = great_expectations.schema.load(_inert(_nothing_named(results)))
+        whole = great_expectations.schema.load(_inert(_showable(results)))
         return str(great_expectations.view().render(great_expectations.page().render(whole)))
 
 
@@ -679,7 +681,7 @@ def _ask(
                 batch_parameters={"dataframe": frame},
                 result_format={
                     "result_format": "COMPLETE",
-                    "unexpected_index_column_names": ["row", "key"],
+                    "unexpected_index_column_names": list(ROW),
                 },
             )
             .to_json_dict()
@@ -753,13 +755,20 @@ def _storable(value: Any) -> Any:
     return _shown(value)
 
 
-def _nothing_named(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results with a word for absent values: its page leaves them out, and fails if all are."""
+def _showable(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results as its page can show them, which fails at two things that it stores itself.
+
+    Absent values get a word, since rows that have none are left out. And where values should be
+    absent, it does not say which columns name the row.
+    """
     named = copy.deepcopy(dict(results))
     for one in named["results"]:
+        result = one["result"]
         for name in ("unexpected_index_list", "partial_unexpected_counts"):
-            for entry in one["result"].get(name) or []:
+            for entry in result.get(name) or []:
                 entry |= {key: "nothing" for key, value in entry.items() if value is None}
+        if result.get("unexpected_index_list"):
+            result["unexpected_index_column_names"] = list(ROW)
     return named
 
 

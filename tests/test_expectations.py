@@ -349,6 +349,16 @@ def test_data_docs_show_what_is_absent(caplog: pytest.LogCaptureFixture) -> None
     assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
+def test_data_docs_show_what_should_be_absent(caplog: pytest.LogCaptureFixture) -> None:
+    """An image near the benchmark stands on the page beside the one that it is near to."""
+    near = sound("labelled/cat/near.jpg", near_benchmark="benchmark/cat/1.jpg")
+    answer = validate(frame_of([sound(), near]), Rules())
+    page = data_docs.page(answer.suite, answer.results)
+    assert "labelled/cat/near.jpg" in page
+    assert "benchmark/cat/1.jpg" in page
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
 def test_data_docs_are_one_file_that_asks_no_other_host() -> None:
     """On a machine without a way out the page still shows which expectation failed."""
     answer = validate(frame_of([sound(), sound("labelled/cat/night.jpg", brightness=1.0)]), Rules())
