@@ -36,11 +36,13 @@ from vision.fitting import keep_freed_memory
 from vision.images import decode, prepare
 from vision.network import Loaded, build
 from vision.plan import Plan
-from vision.prediction import device_named
+from vision.prediction import Forward, device_named
 from vision.runtime import choose
 
 PART = "evaluate"
 BATCH = 64
+SMALL = 16  # pictures of a batch that one core answers alone
+IN_FLIGHT = 16  # batches begun before all are waited for, where more than one is answered at once
 CLASSES = 101
 MANY = 100_000  # images of the job for which the engine is chosen
 ROUNDS = 3
@@ -125,7 +127,7 @@ def measured(case: Case, data: Path | None, device: torch.device) -> tuple[list[
     answering = evaluation.start(loaded, engine)
     side = case.plan.geometry.side
     constant = torch.randint(0, 256, (BATCH, side, side, 3), dtype=torch.uint8).to(device)
-    own = again(lambda: answering.forward(constant).cpu(), BATCH)
+    own = again(lambda: answered(answering.forward, constant), IN_FLIGHT * BATCH)
     own()
     engine_row = Row(
         f"{case.title}: forward pass alone",
@@ -149,6 +151,12 @@ def measured(case: Case, data: Path | None, device: torch.device) -> tuple[list[
         f"machine and architecture, and chose {engine.name} for {MANY:,} images. Microseconds of "
         f"both cores per image, each alone: {per_image}."
     )
+
+
+def answered(forward: Forward, constant: torch.Tensor) -> None:
+    """So many batches by regraft's engine, as many at once as it takes."""
+    for _, outputs in forward.each(enumerate(constant.split(forward.batch) * IN_FLIGHT)):
+        outputs.cpu()
 
 
 def turns(contenders: Contenders) -> dict[str, Figure]:
@@ -231,7 +239,7 @@ def of_file(
         path = Path(folder) / "bare.onnx"
         torch.onnx.export(
             network, (batch,), path, dynamo=True, input_names=["x"], output_names=["y"],
-            verbose=False, external_data=False,
+            verbose=False, external_data=False, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         )  # fmt: skip
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -249,13 +257,33 @@ def of_file(
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": threads,
             }
+            model.reshape(values.shape)
             request = core.compile_model(model, "CPU", hints).create_infer_request()
             yield name, again(bare(request, values), len(batch))
+            hints["PERFORMANCE_HINT"] = "THROUGHPUT"
+            for size in (SMALL, BATCH):
+                model.reshape((size, *values.shape[1:]))
+                queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", hints))
+                yield (
+                    f"{name}, a stream per core, {size} pictures each",
+                    again(streams(queue, values[:size]), IN_FLIGHT * size),
+                )
 
 
 def bare(request: Any, values: Any) -> Callable[[], object]:
     """One inference of OpenVINO."""
     return lambda: request.infer({0: values}, share_inputs=True)
+
+
+def streams(queue: Any, values: Any) -> Callable[[], object]:
+    """So many inferences of OpenVINO, as many at once as it has chosen itself."""
+
+    def forward() -> None:
+        for _ in range(IN_FLIGHT):
+            queue.start_async({0: values}, share_inputs=True)
+        queue.wait_all()
+
+    return forward
 
 
 def again(forward: Callable[[], object], images: int) -> Callable[[], float]:
@@ -372,8 +400,8 @@ def processor_seconds() -> float:
         except OSError:
             continue  # it has just ended
         if name.partition("(")[2] in ("postgres", "weed"):
-            user, system = rest.split()[11:13]
-            total += (int(user) + int(system)) / tick
+            # of ended children too, which Postgres has one of for each connection
+            total += sum(map(int, rest.split()[11:15])) / tick
     return total
 
 

@@ -13,7 +13,7 @@ from vision.answers import BadAnswers
 from vision.augmentation import centre
 from vision.network import build, head, normalisation
 from vision.plan import Plan
-from vision.prediction import _best, ahead, device_named, latency, predict, standardised
+from vision.prediction import Forward, _best, ahead, device_named, latency, predict, standardised
 
 NAMES = ("cat", "dog", "emu", "gnu")
 PLAN = Plan(architecture="test_efficientnet", image_size=48)
@@ -132,7 +132,7 @@ def test_what_computes_may_be_another_engine() -> None:
         return torch.eye(4)[torch.full((len(stored),), 2)]
 
     answers = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=4,
-                      forward=forward)
+                      forward=Forward(forward))
     assert set(answers.predicted) == {"emu"}
     assert asked == [4, 4, 3]
 
