@@ -62,10 +62,10 @@ class Forward:
                 begun.append((beside, threads.submit(self, stored)))
                 # twice, so that no core waits until the answers before are read
                 if len(begun) > 2 * self.at_once:
-                    beside, outputs = begun.popleft()
-                    yield beside, outputs.result()
-            for beside, outputs in begun:
-                yield beside, outputs.result()
+                    first, outputs = begun.popleft()
+                    yield first, outputs.result()
+            for first, outputs in begun:
+                yield first, outputs.result()
 
 
 def predict(
@@ -83,9 +83,10 @@ def predict(
     """Answer for each image; `labels` are the true class names, known to the network or not.
 
     forward: what computes, made by `vision.runtime.ready` for this very network; by default
-    PyTorch as it comes. batch_size: by default the most that `forward` takes. The network is moved to the device and left in evaluation mode. Memory
-    grows with images x top, not with images x classes. Raises ValueError for class names that are
-    not the network's, and `BadAnswers` for a network whose outputs are not numbers.
+    PyTorch as it comes. batch_size: by default the most that `forward` takes. The network is moved
+    to the device and left in evaluation mode. Memory grows with images x top, not with images x
+    classes. Raises ValueError for class names that are not the network's, and `BadAnswers` for a
+    network whose outputs are not numbers.
     """
     names = tuple(class_names)
     if names != class_names_of(network):
