@@ -41,7 +41,7 @@ from vision.runtime import choose
 
 PART = "evaluate"
 BATCH = 64
-SMALL = 16  # pictures of a batch that one core answers alone
+SMALL = 8  # pictures of a batch that one core answers alone
 IN_FLIGHT = 16  # batches begun before all are waited for, where more than one is answered at once
 CLASSES = 101
 MANY = 100_000  # images of the job for which the engine is chosen

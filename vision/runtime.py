@@ -36,7 +36,7 @@ WORTH_MEASURING = 500
 WORTH_A_SETUP = 20.0
 MEASURING_BATCH = 32
 # so many pictures at a time where each core answers for itself: none has long to wait at the end
-PIECE = 16
+PIECE = 8
 MEASURING_SECONDS = 1.0
 MOST_ROUNDS = 5
 # what saves less than this share is not worth leaving what is plain
