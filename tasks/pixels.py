@@ -122,7 +122,7 @@ def shelf(
 
 
 @contextmanager
-def streamed(geometry: Geometry, sources: Sources) -> Iterator[Streamed]:
+def streamed(geometry: Geometry, sources: Sources) -> Iterator[Pixels | Streamed]:
     """Pixels of images that are asked for once each, in the order of `sources`.
 
     What the cache lacks is fetched and decoded while the pictures before are still in use, and put
@@ -130,6 +130,9 @@ def streamed(geometry: Geometry, sources: Sources) -> Iterator[Streamed]:
     """
     held = cache().open(geometry)
     missing = held.missing(list(sources))
+    if not missing:
+        yield held
+        return
     name, in_use = _refill(missing), held.files_of(list(sources))
     with ExitStack() as stack:
         fetch = stack.enter_context(fetching(len(missing)))

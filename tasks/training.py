@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import platform
 import shutil
@@ -245,6 +246,7 @@ def _keep(
         )
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """What computes here: hardware, system, libraries and the commit of this program."""
     return {

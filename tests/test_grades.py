@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional
 from benchmarks.augmentation_pictures import photographs
 from vision.failures import GRADES, Grade, sensitivities
 from vision.grades import answered, bend
+from vision.prediction import Forward
 
 NAMES = ("dark", "light")
 SIDE, SIZE = 40, 32
@@ -58,7 +59,7 @@ def test_what_a_network_leans_on_is_found() -> None:
     greys = Greys(100)
     told: list[int] = []
     plain, bent = answered(
-        by_brightness, NAMES, greys, greys.images, greys.labels, SIZE, CPU, told.append
+        Forward(by_brightness), NAMES, greys, greys.images, greys.labels, SIZE, CPU, told.append
     )
     assert plain.all()
     drops = {
@@ -128,4 +129,4 @@ def test_a_label_that_the_network_does_not_know_is_refused() -> None:
     """Nobody could answer it rightly, and every drop would look smaller than it is."""
     greys = Greys(4)
     with pytest.raises(ValueError, match="'okapi' is not among"):
-        answered(by_brightness, NAMES, greys, greys.images, ["okapi"] * 4, SIZE, CPU)
+        answered(Forward(by_brightness), NAMES, greys, greys.images, ["okapi"] * 4, SIZE, CPU)

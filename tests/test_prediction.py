@@ -13,7 +13,7 @@ from vision.answers import BadAnswers
 from vision.augmentation import centre
 from vision.network import build, head, normalisation
 from vision.plan import Plan
-from vision.prediction import _best, ahead, device_named, latency, predict, standardised
+from vision.prediction import Forward, _best, ahead, device_named, latency, predict, standardised
 
 NAMES = ("cat", "dog", "emu", "gnu")
 PLAN = Plan(architecture="test_efficientnet", image_size=48)
@@ -132,9 +132,34 @@ def test_what_computes_may_be_another_engine() -> None:
         return torch.eye(4)[torch.full((len(stored),), 2)]
 
     answers = predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=4,
-                      forward=forward)
+                      forward=Forward(forward))
     assert set(answers.predicted) == {"emu"}
     assert asked == [4, 4, 3]
+
+
+def test_batches_answered_at_once_keep_their_order() -> None:
+    """Two threads call at the same time, never three, and answers stand where their pictures do."""
+    both, calling = threading.Barrier(2, timeout=10), []
+
+    def compute(stored: torch.Tensor) -> torch.Tensor:
+        calling.append(threading.current_thread().name)
+        both.wait()
+        return stored[:, 0, 0, :].float()
+
+    pictures = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 1, 1, 4)
+    batches = list(enumerate(pictures.split(2)))
+    found = list(Forward(compute, batch=2, at_once=2).each(iter(batches)))
+    assert [number for number, _ in found] == list(range(10))
+    assert torch.equal(torch.cat([outputs for _, outputs in found])[:, 0], torch.arange(20.0))
+    assert len(calling) == 10
+    assert len(set(calling)) == 2
+
+    def broken(stored: torch.Tensor) -> torch.Tensor:
+        raise OSError("no memory")
+
+    with pytest.raises(OSError, match="no memory"):
+        list(Forward(broken, at_once=2).each(iter(batches)))
+    assert not [one for one in threading.enumerate() if one.name.startswith("regraft-forward")]
 
 
 def test_nothing_to_predict_is_no_error() -> None:

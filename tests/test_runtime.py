@@ -135,6 +135,21 @@ def test_an_answer_does_not_depend_on_its_neighbours() -> None:
         assert torch.allclose(forward(stored)[:1], forward(stored[:1]), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime float32", "openvino float32"])
+def test_cores_answer_apart_what_they_answer_together(name: str) -> None:
+    """With two threads two batches are computed at once, and each has the answers of its own."""
+    if "openvino" in name:
+        pytest.importorskip("openvino")
+    stored, made = noise(75), network()
+    expected = ready(PLAIN, made, PLAN, "cpu")(stored).softmax(dim=1)
+    torch.set_num_threads(2)
+    forward = ready(named(name), made, PLAN, "cpu")
+    assert forward.at_once == 2
+    parts = enumerate(stored.split(forward.batch))
+    found = torch.cat([outputs for _, outputs in forward.each(parts)]).softmax(dim=1)
+    assert (found - expected).abs().max() < TOLERANCES["float32"]
+
+
 def test_an_engine_is_found_by_its_name() -> None:
     """What is stored with an evaluation names the engine that repeats it."""
     assert [named(one.name) for one in ENGINES] == list(ENGINES)

@@ -17,7 +17,6 @@ from vision.augmentation import affine, jpegs, seeds_of, uniform, warp
 from vision.failures import GRADES, Flags, Grade
 from vision.prediction import Forward, Gatherable, ahead, upload
 
-BATCH = 64
 GREY = 127  # what hides a part of the picture
 
 Draws = npt.NDArray[np.float64]
@@ -35,7 +34,7 @@ def answered(
 ) -> tuple[Flags, dict[Grade, Flags]]:
     """Whether each picture is answered rightly, [N]: as it is, and at each grade.
 
-    forward: made by `vision.runtime.ready` for batches of 64. Each picture is gathered once;
+    forward: made by `vision.runtime.ready`. Each picture is gathered once;
     `on_picture` hears how many have been answered, each as often as there are grades and once
     more. Raises ValueError for a label that is not among class_names.
     """
@@ -47,19 +46,22 @@ def answered(
     bent = {grade: np.zeros(len(images), dtype=np.bool_) for grade in GRADES}
 
     def produce() -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(images), BATCH):
-            rows = slice(start, min(start + BATCH, len(images)))
+        for start in range(0, len(images), forward.batch):
+            rows = slice(start, min(start + forward.batch, len(images)))
             yield rows, upload(pixels.gather(images[rows]), device)
 
+    def pictures() -> Iterator[tuple[tuple[slice, Flags], Tensor]]:
+        for rows, stored in ahead(produce()):
+            yield (rows, plain), stored
+            draws = uniform(seeds_of(0, 0, images[rows]), 2)
+            for grade, right in bent.items():
+                yield (rows, right), bend(stored, grade, image_size, draws)
+
+    true = torch.tensor([column[label] for label in labels], device=device)
     done = 0
-    for rows, stored in ahead(produce()):
-        true = torch.tensor([column[label] for label in labels[rows]], device=device)
-        draws = uniform(seeds_of(0, 0, images[rows]), 2)
-        plain[rows] = (forward(stored).argmax(dim=1) == true).cpu().numpy()
-        for grade, right in bent.items():
-            pictures = bend(stored, grade, image_size, draws)
-            right[rows] = (forward(pictures).argmax(dim=1) == true).cpu().numpy()
-        done += len(stored) * (1 + len(bent))
+    for (rows, right), outputs in forward.each(pictures()):
+        right[rows] = (outputs.argmax(dim=1) == true[rows]).cpu().numpy()
+        done += len(outputs)
         on_picture(done)
     return plain, bent
 

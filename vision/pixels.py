@@ -116,8 +116,9 @@ class Pixels:
         order = np.lexsort((places[:, 1], places[:, 0]))
         for number in np.unique(places[:, 0]).tolist():
             self._mark(number)
-            wanted = order[places[order, 0] == number]
-            gathered[wanted] = self._pixels[number][places[wanted, 1]]
+        # one by one each is copied once; NumPy would first put those of a file beside each other
+        for row, (number, place) in zip(order.tolist(), places[order].tolist(), strict=True):
+            gathered[row] = self._pixels[number][place]
         return gathered
 
     def _mark(self, number: int) -> None:

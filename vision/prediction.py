@@ -3,8 +3,11 @@
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,10 +20,10 @@ from vision.network import class_names_of, normalisation
 from vision.plan import Plan
 
 T = TypeVar("T")
-# stored pixels uint8 [n, side, side, 3] on the device -> float32 [n, classes] on it
-Forward = Callable[[Tensor], Tensor]
 # so many pictures at once become floats: their 1 MB stays in the processor's cache
 PART = 4
+# of so many pictures the best classes are found at once
+BLOCK = 64
 
 
 class Gatherable(Protocol):
@@ -31,6 +34,40 @@ class Gatherable(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Forward:
+    """What computes answers: of stored pixels uint8 [n, side, side, 3] float32 [n, classes].
+
+    batch: the most pictures it takes at a time. at_once: how many threads may call it at the same
+    time; each then computes on a core of its own, and none waits for another after every layer.
+    """
+
+    compute: Callable[[Tensor], Tensor]
+    batch: int = 64
+    at_once: int = 1
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """The outputs of one batch, on the device that the pixels are on."""
+        return self.compute(stored)
+
+    def each(self, batches: Iterable[tuple[T, Tensor]]) -> Iterator[tuple[T, Tensor]]:
+        """The outputs of each batch in its turn, with what stands beside it."""
+        if self.at_once == 1:
+            for beside, stored in batches:
+                yield beside, self(stored)
+            return
+        with ThreadPoolExecutor(self.at_once, "regraft-forward") as threads:
+            begun: deque[tuple[T, Future[Tensor]]] = deque()
+            for beside, stored in batches:
+                begun.append((beside, threads.submit(self, stored)))
+                # twice, so that no core waits until the answers before are read
+                if len(begun) > 2 * self.at_once:
+                    first, outputs = begun.popleft()
+                    yield first, outputs.result()
+            for first, outputs in begun:
+                yield first, outputs.result()
+
+
 def predict(
     network: nn.Module,
     class_names: Sequence[str],
@@ -39,16 +76,17 @@ def predict(
     labels: Sequence[str],
     plan: Plan,
     device: str | torch.device,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     top: int = 5,
     forward: Forward | None = None,
 ) -> Answers:
     """Answer for each image; `labels` are the true class names, known to the network or not.
 
     forward: what computes, made by `vision.runtime.ready` for this very network; by default
-    PyTorch as it comes. The network is moved to the device and left in evaluation mode. Memory
-    grows with images x top, not with images x classes. Raises ValueError for class names that are
-    not the network's, and `BadAnswers` for a network whose outputs are not numbers.
+    PyTorch as it comes. batch_size: by default the most that `forward` takes. The network is moved
+    to the device and left in evaluation mode. Memory grows with images x top, not with images x
+    classes. Raises ValueError for class names that are not the network's, and `BadAnswers` for a
+    network whose outputs are not numbers.
     """
     names = tuple(class_names)
     if names != class_names_of(network):
@@ -68,6 +106,7 @@ def predict(
         network, plan, place, bfloat16_for_answers(plan, place), channels_last(plan)
     )
     # one batch behind, so that a GPU has the next one to compute while this one is read
+    batch_size = forward.batch if batch_size is None else batch_size
     for rows, outputs in _behind(_outputs(forward, pixels, images, place, batch_size)):
         shares = outputs.softmax(dim=1)
         largest, indices = _best(shares, top)
@@ -130,7 +169,7 @@ def eager(
             outputs: Tensor = network(batch).float()
         return outputs
 
-    return forward
+    return Forward(forward)
 
 
 def standardised(stored: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Tensor:
@@ -171,18 +210,24 @@ def _outputs(
             rows = slice(start, min(start + batch_size, len(images)))
             yield rows, upload(pixels.gather(images[rows]), device)
 
-    for rows, stored in ahead(produce()):
-        yield rows, forward(stored)
+    return forward.each(ahead(produce()))
 
 
-def _behind(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each given only when the next one has been begun."""
-    waiting: list[T] = []
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.pop(0)
-    yield from waiting
+def _behind(outputs: Iterable[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+    """The same rows in larger blocks, each given only when the next batch has been begun."""
+    waiting: list[tuple[slice, Tensor]] = []
+    for rows, some in outputs:
+        if waiting and waiting[-1][0].stop - waiting[0][0].start >= BLOCK:
+            yield _joined(waiting)
+            waiting = []
+        waiting.append((rows, some))
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[tuple[slice, Tensor]]) -> tuple[slice, Tensor]:
+    rows = slice(parts[0][0].start, parts[-1][0].stop)
+    return rows, torch.cat([some for _, some in parts]) if len(parts) > 1 else parts[0][1]
 
 
 def _best(shares: Tensor, top: int) -> tuple[Tensor, Tensor]:
