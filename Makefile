@@ -8,7 +8,8 @@ BENCHED := $(VENV)/.benchmarks-installed
 BENCH = $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(GPU),--gpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench caltech clean
+.PHONY: help install demo test lint bench caltech stories clean
+STORIES := little-data growing ladder staged architectures gate
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +43,11 @@ bench-%: $(BENCHED)
 $(BENCHED): $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	touch $@
+
+stories: $(addprefix story-,$(STORIES)) ## Train every story of docs/stories again, hours on a CPU; DATA=folder of sets and weights; one: make story-growing
+
+story-%: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.stories.$(subst -,_,$*) --data "$(DATA)"
 
 caltech: $(INSTALLED) ## Two nights on Caltech-101 against logistic regression; DATA=folder that holds caltech101_max40 and weights
 	$(VENV)/bin/python benchmarks/caltech_nights.py --data "$(DATA)"

@@ -1,7 +1,7 @@
 """What the gate lets through and what it stops: real retrained pairs, planted cases, its curve.
 
-    python -m benchmarks.gate_curve
-    python -m benchmarks.gate_curve --data ../shared/data      also photographs, and growing lists
+    python -m benchmarks.stories.gate
+    python -m benchmarks.stories.gate --data ../shared/data      also photographs, and growing lists
 
 Real pairs: eight networks that differ in their seed alone, trained from a random start on
 scikit-learn's handwritten digits, give 28 pairs that are equal by construction; each is judged
@@ -31,9 +31,9 @@ import numpy.typing as npt
 from vision.answers import Answers
 from vision.gate import Evidence, Limits, Repeated, SinceAnchor, Verdict, judge, refused_share
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE, PICTURE = ROOT / "docs" / "gate.md", ROOT / "docs" / "gate.png"
-MARK = "<!-- measured: benchmarks/gate_curve.py writes everything below this line -->\n"
+MARK = "<!-- measured: benchmarks/stories/gate.py writes everything below this line -->\n"
 LIMITS = Limits()
 SEEDS = 8
 BENCHMARK = 1000
@@ -591,7 +591,7 @@ def write(
         "",
         "## Measured",
         "",
-        f"`python -m benchmarks.gate_curve{' --data DATA' if growth else ''}`, default limits, "
+        f"`python -m benchmarks.stories.gate{' --data DATA' if growth else ''}`, default limits, "
         f"{seconds:.0f} s. Real versions are real trainings; planted cases and the curve say so.",
         "",
         "### Equal versions",
