@@ -28,7 +28,7 @@ SIZE = 160
 CLASSES = 8
 ROUNDS = 2
 # architecture -> training and validation images on a CPU
-NETWORKS = {"mobilenetv2_100": (2048, 256), "resnet50": (512, 256)}
+NETWORKS = {"mobilenetv2_100": (1024, 256), "resnet50": (256, 256)}
 ON_GPU = (8192, 1024)
 KEPT, THROUGH = "features kept", "through the network"
 POINTS = 1.0

@@ -191,8 +191,9 @@ def measure(engine: Engine, network: nn.Module, plan: Plan, device: torch.device
     begun = time.perf_counter()
 
     def once() -> None:
-        parts = noise.split(forward.batch) * forward.at_once
-        for _, outputs in forward.each(enumerate(parts)):
+        starts = range(0, len(noise), forward.batch)
+        parts = [noise[start:start + forward.batch] for start in starts]
+        for _, outputs in forward.each(enumerate(parts * forward.at_once)):
             outputs.cpu()
 
     try:
