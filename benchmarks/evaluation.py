@@ -402,17 +402,27 @@ def busy(act: Callable[[], None], images: int) -> Callable[[], float]:
 
 
 def processor_seconds() -> float:
-    """What this process and its servers have used; the servers are told by their command."""
-    tick, total = os.sysconf("SC_CLK_TCK"), time.process_time()
+    """What this process and the servers that it has started have used."""
+    tick, own = os.sysconf("SC_CLK_TCK"), os.getpid()
+    parents: dict[int, int] = {}
+    used: dict[int, float] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, rest = status.read_text().partition(") ")
         except OSError:
             continue  # it has just ended
+        words, process = rest.split(), int(status.parent.name)
+        parents[process] = int(words[1])
         if name.partition("(")[2] in ("postgres", "weed"):
             # of ended children too, which Postgres has one of for each connection
-            total += sum(map(int, rest.split()[11:15])) / tick
-    return total
+            used[process] = sum(map(int, words[11:15])) / tick
+
+    def is_ours(process: int) -> bool:
+        while process in parents and process != own:
+            process = parents[process]
+        return process == own
+
+    return time.process_time() + sum(spent for one, spent in used.items() if is_ours(one))
 
 
 if __name__ == "__main__":
