@@ -63,8 +63,8 @@ class Case:
 
 
 CASES = (
-    Case("MobileNetV2, 160 px", Plan(architecture="mobilenetv2_100", image_size=160), 4096, 1024),
-    Case("ResNet-50, 224 px", Plan(architecture="resnet50", image_size=224), 1024, 512),
+    Case("MobileNetV2, 160 px", Plan(architecture="mobilenetv2_100", image_size=160), 4096, 2048),
+    Case("ResNet-50, 224 px", Plan(architecture="resnet50", image_size=224), 2048, 2048),
 )
 
 
