@@ -62,35 +62,40 @@ class Geometry:
         return f"{self.side}px-{self.interpolation}-{PIXELS}"
 
 
+def _means(description: str) -> dict[str, str]:
+    """What a field means, under the name by which pydantic and Prefect's pages look for it."""
+    return {"description": description}
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training pictures are bent.
+    """How far training pictures are bent; each field's meaning and unit stand below.
 
-    flip: mirror left and right, half of the time.
-    scale: smallest share of the side that a random crop keeps, 0.1 to 1 (1: never cropped smaller).
-    rotation: largest angle in degrees, either way, 0 to 180.
-    brightness, contrast, saturation: largest relative change, 0 to 1.
-    blur, erase: probability of a Gaussian blur, and of a grey rectangle over part of the picture.
-    zoom_out: largest share of the side that a crop shows, 1 to 2 (above 1 the picture becomes
-    smaller, and its border is mirrored).
-    shift: how much farther a crop's middle may lie from the picture's than its size leaves room
-    for, as a share of the side, 0 to 0.5 (what lies beyond the border is mirrored).
-    jpeg: probability of the traces of a JPEG saved at low quality (10 to 50).
+    Raises `BadPlan`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    flip: bool = True
-    scale: float = 0.7
-    rotation: float = 10.0
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    blur: float = 0.0
-    erase: float = 0.0
-    zoom_out: float = 1.0
-    shift: float = 0.0
-    jpeg: float = 0.0
+    flip: bool = field(default=True, metadata=_means(
+        "whether left and right are mirrored, half of the time"))
+    scale: float = field(default=0.7, metadata=_means(
+        "smallest share of the side that a random crop keeps, 0.1 to 1; 1: never cropped smaller"))
+    rotation: float = field(default=10.0, metadata=_means(
+        "largest angle in degrees, either way, 0 to 180"))
+    brightness: float = field(default=0.2, metadata=_means("largest relative change, 0 to 1"))
+    contrast: float = field(default=0.2, metadata=_means("largest relative change, 0 to 1"))
+    saturation: float = field(default=0.2, metadata=_means("largest relative change, 0 to 1"))
+    blur: float = field(default=0.0, metadata=_means("probability of a Gaussian blur, 0 to 1"))
+    erase: float = field(default=0.0, metadata=_means(
+        "probability of a grey rectangle over part of the picture, 0 to 1"))
+    zoom_out: float = field(default=1.0, metadata=_means(
+        "largest share of the side that a crop shows, 1 to 2; above 1 the picture becomes smaller "
+        "and its border is mirrored"))
+    shift: float = field(default=0.0, metadata=_means(
+        "how much farther a crop's middle may lie from the picture's than its size leaves room "
+        "for, as a share of the side, 0 to 0.5; what lies beyond the border is mirrored"))
+    jpeg: float = field(default=0.0, metadata=_means(
+        "probability of the traces of a JPEG saved at low quality (10 to 50), 0 to 1"))
 
     def __post_init__(self) -> None:
         _truth(self, "flip")
@@ -105,11 +110,6 @@ class Augmentation:
     def from_dict(cls, values: Mapping[str, Any]) -> "Augmentation":
         """Read it back from JSON; unknown names are refused with the nearest known one."""
         return cls(**_known(cls, "augmentation", values))
-
-
-def _means(description: str) -> dict[str, str]:
-    """What a field means, under the name by which pydantic and Prefect's pages look for it."""
-    return {"description": description}
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,7 @@ def _told(
     cls: type[Plan] | type[Augmentation], values: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
     for one in fields(cls):
-        value, meaning = values[one.name], one.metadata.get("description", "")
+        value, meaning = values[one.name], one.metadata["description"]
         if one.default_factory is Augmentation:
             yield one.name, "", meaning
             for name, inner, its in _told(Augmentation, value):
