@@ -46,7 +46,7 @@ def facts(version_id: int) -> dict[str, Any]:
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         found = evaluations.of_version(session, version_id)
-        line = versions.ancestry(session, version_id)
+        line = [one.id for one in reversed(versions.lineage(session, version_id))]
         main = decisive(found)
         training, validation = version.training_accuracy, version.validation_accuracy
         return {

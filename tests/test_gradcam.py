@@ -1,6 +1,5 @@
 """Maps equal the grad-cam package's, and say so when nothing speaks for a class."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -20,15 +19,6 @@ from vision.plan import Plan
 
 NAMES = ("cat", "dog", "emu", "gnu")
 TARGETS = [0, 1, 2, 3, 0]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(side: int, count: int = len(TARGETS)) -> npt.NDArray[np.uint8]:
