@@ -8,6 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from flows import report
+from flows.grid import Grid
 from flows.nightly import serving
 from flows.run import alone, one_run, pretrained, start_of
 from flows.timeline import lasting
@@ -101,9 +102,6 @@ def markdown(worth: Worth) -> str:
     if worth.other_plan:
         lines += [f"Their plans differ in {told_plans(worth)}.", ""]
     return "\n".join(lines)
-
-
-Grid = tuple[list[str], list[list[str]]]
 
 
 def figures(worth: Worth) -> Grid:

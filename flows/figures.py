@@ -171,7 +171,7 @@ def sentences(known: dict[str, Any]) -> Iterator[str]:
     named = " → ".join(str(one) for one in line[-MOST_ANCESTORS:])
     if len(line) > MOST_ANCESTORS:
         named = f"… → {named}"
-    yield f"Lineage: version {named}, depth {len(line)}."
+    yield f"Lineage of {len(line)}: version {named}."
     newest = max((one["benchmark_version"] or 0 for one in known["thresholds"]), default=0)
     for one in known["thresholds"]:
         fitted = one["subject"] == "validation"

@@ -13,7 +13,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from vision.augmentation import centre
-from vision.gradcam import Map, maps, overlay
+from vision.gradcam import SHOWN_SIDE, Map, maps, overlay
 from vision.network import build, head, normalisation, target_layer
 from vision.plan import Plan
 
@@ -165,13 +165,15 @@ def test_an_overlay_shows_the_place_or_says_that_there_is_none() -> None:
     values[0, 0] = 1
     there = overlay(picture, Map(values, True, 64, 0.1, 0.1, 0.1, 0.1, 1 / 16))
     assert isinstance(there, Image.Image)
-    assert there.size == (64, 64)
-    assert there.getpixel((60, 60)) == (10, 200, 90)
-    assert there.getpixel((4, 4)) != (10, 200, 90)
+    assert there.size == (SHOWN_SIDE, SHOWN_SIDE)
+    assert there.getpixel((210, 210)) == (10, 200, 90)
+    assert there.getpixel((14, 14)) != (10, 200, 90)
     none = overlay(picture, Map(values * 0, False, 64, 0.5, 0.5, 0.5, 0.5, 0.0))
-    red, green, blue = none.getpixel((60, 60))  # type: ignore[misc]
+    red, green, blue = none.getpixel((210, 210))  # type: ignore[misc]
     assert red == green == blue
     assert len(set(np.asarray(none)[:15].ravel().tolist())) > 1
+    large = np.tile(picture, (4, 4, 1))
+    assert overlay(large, Map(values, True, 256, 0.1, 0.1, 0.1, 0.1, 1 / 16)).size == (256, 256)
 
 
 def test_targets_that_do_not_fit_are_refused() -> None:
