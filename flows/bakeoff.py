@@ -239,13 +239,14 @@ def draw(entrants: Sequence[Entrant]) -> bytes:
     """
     # No pyplot: it keeps figures, and asks for a window where there is one.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import PercentFormatter
 
     shown = sorted(
         (one for one in entrants if one.benchmark), key=lambda one: one.benchmark.accuracy  # type: ignore[union-attr]
     )
-    figure = Figure(figsize=(13, 4.8), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04, w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+    spaced = ConstrainedLayoutEngine(wspace=0.04, w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(13, 4.8), dpi=100, layout=spaced)
     panels = figure.subplots(1, 3, sharey=True)
     whats = (
         ("training, minutes", [one.seconds / 60 for one in shown]),
