@@ -2,11 +2,12 @@
 
 Each line bends a real photograph by one field of `vision.plan.Augmentation`, once by ours and once
 by torchvision's v2 functional with the parameters that our seed drew, both in float32 on pictures
-in 0 to 1. Both interpolate bilinearly. Beyond the border we see the picture mirrored, where
-torchvision fills with black: it is given the mirrored border as padding before it turns. A crop of
-ours may begin between two pixels, one of torchvision's cannot: the seed shown is one whose crop
-falls on whole pixels within a hundredth, and what is left of the difference lies at the outermost
-line, where torchvision sees nothing beyond the crop.
+in 0 to 1; JPEG is OpenCV's, since torchvision's is to be removed. Both interpolate bilinearly.
+Beyond the border we see the picture mirrored, where torchvision fills with black: it is given the
+mirrored border as padding before it turns. A crop of ours may begin between two pixels, one of
+torchvision's cannot: the seed shown is one whose crop falls on whole pixels within a hundredth, and
+what is left of the difference lies at the outermost line, where torchvision sees nothing beyond the
+crop.
 
 Run it as `python -m benchmarks.augmentation_pictures`.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -54,7 +56,7 @@ class Comparison:
 
 
 def comparisons() -> list[Comparison]:
-    """Every field of `Augmentation`, each alone, but jpeg, which is libjpeg's own work."""
+    """Every field of `Augmentation`, each alone."""
     return [
         Comparison("scale", _only(scale=0.5), _crop, _whole_pixels),
         Comparison("rotation", _only(rotation=25.0), _rotate,
@@ -71,6 +73,7 @@ def comparisons() -> list[Comparison]:
         Comparison("zoom_out", _only(zoom_out=1.5), _zoom_out, lambda draws: draws[:, ours.SHARE]),
         Comparison("shift", _only(shift=0.2), _shift,
                    lambda draws: abs(draws[:, ours.LEFT] - 0.5) + abs(draws[:, ours.TOP] - 0.5)),
+        Comparison("jpeg", _only(jpeg=1.0), _jpeg, lambda draws: -draws[:, ours.JPEG_QUALITY]),
     ]  # fmt: skip
 
 
@@ -186,6 +189,15 @@ def _looked_at(picture: Tensor, draws: Draws, share: float, room: float) -> Tens
         shear=[0.0, 0.0], interpolation=InterpolationMode.BILINEAR,
     )  # fmt: skip
     return functional.center_crop(moved, [side, side])
+
+
+def _jpeg(picture: Tensor, draws: Draws) -> tuple[Tensor, str]:
+    best, worst = ours.BEST_QUALITY, ours.WORST_QUALITY
+    quality = round(worst + (best - worst) * draws[ours.JPEG_QUALITY])
+    pixels = (255 * picture).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    _, saved = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    read = torch.from_numpy(cv2.imdecode(saved, cv2.IMREAD_COLOR_RGB))
+    return read.permute(2, 0, 1) / 255, f"quality {quality}\nbeside OpenCV's"
 
 
 # --- the picture ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 from sqlalchemy.exc import SQLAlchemyError
 
 from flows import report
+from flows.grid import Grid
 from flows.run import alone, one_run, start_of
 from flows.timeline import lasting
 from infra import database, storage
@@ -173,7 +174,7 @@ def _publish(done: Bakeoff) -> None:
         )
 
 
-def table(done: Bakeoff) -> tuple[list[str], list[list[str]]]:
+def table(done: Bakeoff) -> Grid:
     """Every entrant, the most accurate first and those without figures last."""
     columns = ["entrant", "start", "version", "benchmark", "95% interval", "test", "validation",
                "epochs", "training", "latency", "size", "problem"]  # fmt: skip
@@ -199,6 +200,25 @@ def table(done: Bakeoff) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def for_terminals(done: Bakeoff) -> list[Grid]:
+    """The same in narrow tables: how right, at what price, and why some have no figures."""
+    columns, rows = table(done)
+    problem = columns.index("problem")
+
+    def only(names: list[str], some: list[list[str]]) -> Grid:
+        places = [columns.index(name) for name in names]
+        return names, [[row[place] for place in places] for row in some]
+
+    measured = [row for row in rows if not row[problem]]
+    failed = [row for row in rows if row[problem]]
+    grids = [
+        only(["entrant", "benchmark", "95% interval", "test", "validation"], measured),
+        only(["entrant", "version", "epochs", "training", "latency", "size", "start"], measured),
+        only(["entrant", "problem"], failed),
+    ]
+    return [(names, lines) for names, lines in grids if lines]
+
+
 # --- the picture ----------------------------------------------------------------------------
 
 
@@ -219,12 +239,14 @@ def draw(entrants: Sequence[Entrant]) -> bytes:
     """
     # No pyplot: it keeps figures, and asks for a window where there is one.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import PercentFormatter
 
     shown = sorted(
         (one for one in entrants if one.benchmark), key=lambda one: one.benchmark.accuracy  # type: ignore[union-attr]
     )
-    figure = Figure(figsize=(13, 4.8), dpi=100, layout="constrained")
+    spaced = ConstrainedLayoutEngine(wspace=0.04, w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(13, 4.8), dpi=100, layout=spaced)
     panels = figure.subplots(1, 3, sharey=True)
     whats = (
         ("training, minutes", [one.seconds / 60 for one in shown]),
@@ -249,7 +271,7 @@ def draw(entrants: Sequence[Entrant]) -> bytes:
         axes.grid(color="#e4e4e4")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("accuracy on the benchmark")
+    panels[0].set_ylabel("accuracy on the benchmark, with 95% interval")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center",

@@ -520,8 +520,8 @@ def bakeoff(entrants: Annotated[list[str], typer.Argument(
     if as_json:
         _print_json(dataclasses.asdict(done))
     else:
-        columns, rows = contest.table(done)
-        _table(columns, _literally(rows))
+        for columns, rows in contest.for_terminals(done):
+            _table(columns, _literally(rows))
     if pictures is not None and done.picture:
         from infra import storage
 

@@ -8,11 +8,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from flows import report
+from flows.grid import Grid
 from flows.nightly import serving
 from flows.run import alone, one_run, pretrained, start_of
 from flows.timeline import lasting
 from tasks.evaluation import evaluate, is_scored_on_benchmark
-from tasks.lineage import Beginning, Worth, beginning, compare, earlier, points
+from tasks.lineage import Beginning, Worth, beginning, between, compare, earlier, points
 from tasks.progress import courtesy
 from tasks.training import train_version, write_candidate
 from vision.comparison import Difference
@@ -103,9 +104,6 @@ def markdown(worth: Worth) -> str:
     return "\n".join(lines)
 
 
-Grid = tuple[list[str], list[list[str]]]
-
-
 def figures(worth: Worth) -> Grid:
     """Accuracy of both, and their difference with its interval."""
     columns = ["on", "images", "champion", "control", "lineage is worth", "95% interval"]
@@ -121,7 +119,7 @@ def _told(on: Difference | None) -> list[str]:
         f"{on.first_correct / on.images:.1%}",
         f"{on.second_correct / on.images:.1%}",
         points(on.difference),
-        f"{points(on.low)} to {points(on.high)}",
+        between(on),
     ]
 
 
@@ -144,7 +142,7 @@ def history() -> Grid:
         told = (
             ["no answers in common", ""]
             if on is None
-            else [points(on["difference"]), f"{points(on['low'])} to {points(on['high'])}"]
+            else [points(on["difference"]), between(Difference(**on))]
         )
         rows.append([str(one["champion_id"]), str(one["control_id"]), str(one["depth"]), *told])
     return ["champion", "control", "warm starts", "lineage is worth", "95% interval"], rows

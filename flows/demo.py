@@ -228,8 +228,8 @@ def _epilogue(console: Console) -> None:
     pages = (os.environ.get("PREFECT_API_URL") or "").removesuffix("/api")
     console.print(
         f"Where to look next (export REGRAFT_STATE_DIR={state}):\n"
-        f"  regraft show {rows[0].id} --pictures gradcam   every figure, check and Grad-CAM map\n"
-        "  regraft status                        runs, batches, the one that was refused and why\n"
-        f"  {pages:36}  Prefect's pages: the runs with their reports\n"
-        "  regraft down                          stops the services; the data stays"
+        f"  {f'regraft show {rows[0].id} --pictures maps':30} each figure, check and Grad-CAM map\n"
+        f"  {'regraft status':30} runs, batches, and why one was refused\n"
+        f"  {pages:30} Prefect's pages: runs with their reports\n"
+        f"  {'regraft down':30} stops the services; the data stays"
     )

@@ -86,10 +86,13 @@ def show(version_id: int) -> None:
     if few:
         console.print(f"{len(few)} classes have too few validation images to say anything of\n")
     _show_plan(console, found)
-    table(["true class", "answered with", "images", "of"],
-          ((escape(one["label"]), escape(one["predicted"]), str(one["images"]), str(one["of"]))
-           for one in found["confusions"]),
-          "Confused most often on validation images")  # fmt: skip
+    if found["confusions"]:
+        table(["true class", "answered with", "images", "of"],
+              ((escape(one["label"]), escape(one["predicted"]), str(one["images"]), str(one["of"]))
+               for one in found["confusions"]),
+              "Confused most often on validation images")  # fmt: skip
+    else:
+        console.print("No validation image is taken for one of another class\n")
     _show_doubts(console, found)
 
 
@@ -174,15 +177,18 @@ def draw(version_id: int, found: Sequence[Sensitivity]) -> bytes:
     images = next((one.images for one in found if one.class_name is None), 0)
     figure.suptitle(f"Version {version_id}: accuracy on {images} validation images, bent more and "
                     "more", x=0.05, ha="left", fontweight="bold")  # fmt: skip
-    figure.text(0.05, 0.925, f"blue: all classes with the 95% interval of the drop; grey: the "
-                f"{WORST_CLASSES} classes that lose most; dotted: what decides the next plan",
-                fontsize=9, color="#555555", va="top")  # fmt: skip
+    told = any(one.class_name and one.drop is not None for one in found)
+    grey = f"grey: the {WORST_CLASSES} classes that lose most; " if told else ""
+    figure.text(0.05, 0.925, f"blue: all classes with the 95% interval of the drop; {grey}dotted: "
+                "what decides the next plan", fontsize=9, color="#555555", va="top")  # fmt: skip
     body = io.BytesIO()
     figure.savefig(body, format="png")
     return body.getvalue()
 
 
 def _panel(axes: Axes, transformation: Transformation, found: list[Sensitivity]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     axes.set_title(transformation.name, loc="left", fontsize=10)
     for strength in transformation.realistic:
         axes.axvline(strength, color="#b8b8b8", linestyle=":", linewidth=1)
@@ -202,8 +208,11 @@ def _panel(axes: Axes, transformation: Transformation, found: list[Sensitivity])
                       marker="o", markersize=4, capsize=2)  # fmt: skip
         axes.set_xticks(places, ["as it is" if one is None else one
                                  for one in _ticks(transformation, places)],
-                        fontsize=7, rotation=20)  # fmt: skip
+                        fontsize=7)  # fmt: skip
+    # so that the outermost labels end within the panel
+    axes.margins(x=0.11)
     axes.set_ylim(-0.04, 1.04)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)
 

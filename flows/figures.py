@@ -46,7 +46,7 @@ def facts(version_id: int) -> dict[str, Any]:
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         found = evaluations.of_version(session, version_id)
-        line = versions.ancestry(session, version_id)
+        line = [one.id for one in reversed(versions.lineage(session, version_id))]
         main = decisive(found)
         training, validation = version.training_accuracy, version.validation_accuracy
         return {
@@ -171,7 +171,7 @@ def sentences(known: dict[str, Any]) -> Iterator[str]:
     named = " → ".join(str(one) for one in line[-MOST_ANCESTORS:])
     if len(line) > MOST_ANCESTORS:
         named = f"… → {named}"
-    yield f"Lineage: version {named}, depth {len(line)}."
+    yield f"Lineage of {len(line)}: version {named}."
     newest = max((one["benchmark_version"] or 0 for one in known["thresholds"]), default=0)
     for one in known["thresholds"]:
         fitted = one["subject"] == "validation"

@@ -240,8 +240,3 @@ def lineage(session: Session, version_id: int) -> list[Ancestor]:
         {"version": version_id},
     )
     return [Ancestor(*row) for row in rows]
-
-
-def ancestry(session: Session, version_id: int) -> list[int]:
-    """The versions whose weights a version goes back to, the first on top and itself last."""
-    return [one.id for one in reversed(lineage(session, version_id))]

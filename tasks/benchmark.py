@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from infra import database, settings, storage
+from infra import database, storage
 from infra.storage import Listed, bad_key
 from records import benchmark, deployments, evaluations
 from records.benchmark import BadBenchmark, BenchmarkRow, Frozen, Member, as_member
@@ -18,6 +17,7 @@ from records.deployments import Champion
 from records.objects import normalised
 from tasks import checkpoints
 from tasks.evaluation import answer, choose_engine, runtime, settle_thresholds
+from tasks.fetching import by_threads
 from tasks.progress import progress
 from vision.answers import Answers
 from vision.gate import USUAL_DISCORDANCE, Limits, power
@@ -139,12 +139,9 @@ def _read() -> tuple[list[Frozen], list[str], int]:
         raise BadBenchmark(
             f"nothing lies under {BENCHMARK}<class>/<name>: name a folder to load, or upload there"
         )
-    with (
-        ThreadPoolExecutor(settings.load().workers) as pool,
-        progress("read benchmark images", len(listed)) as advance,
-    ):
+    with progress("read benchmark images", len(listed)) as advance:
         read = []
-        for done, one in enumerate(pool.map(_examined, listed), start=1):
+        for done, one in enumerate(by_threads(listed, _examined), start=1):
             read.append(one)
             advance(done)
     refused = [one for one in read if isinstance(one, str)]

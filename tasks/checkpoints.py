@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from infra import database, settings, storage
+from infra.storage import Gone
 from records import versions
 from records.versions import checkpoint_key
 from vision import network
@@ -30,11 +32,32 @@ def fetch(digest: str) -> Path:
             f"{checkpoint_key(digest)} holds other bytes ({found[:12]}…): it was changed after it "
             "was stored; restore it from a backup, or roll back to another version"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_bytes(body)
-    aside.replace(path)
+    _write(path, body)
     return path
+
+
+def fetch_weights(key: str) -> Path:
+    """The local copy of a file of weights in our bucket; raises `BadCheckpoint` if it is gone."""
+    path = settings.load().cache_dir / "weights" / Path(key).name
+    try:
+        body = storage.connect().read(key)
+    except Gone:
+        raise BadCheckpoint(
+            f"weights=s3://{key}: the bucket has no such object; put it there, or name another"
+        ) from None
+    _write(path, body)
+    return path
+
+
+def _write(path: Path, body: bytes) -> None:
+    """Have a file as a whole or not at all, whatever ends this process or this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    with aside.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
 
 
 def load(version_id: int) -> Loaded:

@@ -1,4 +1,4 @@
-"""Objects from S3 and what is made of their bytes: by threads, or by processes if they are many.
+"""Work on many objects of S3: by threads, or by processes where their bytes are worked on.
 
 Half the time of a small picture is Python's own, which threads of one process can only spend one
 after the other.
@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -25,6 +25,7 @@ from infra.storage import Changed, Gone, Storage
 
 log = logging.getLogger("regraft")
 
+Item = TypeVar("Item")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
 Place = tuple[str, str | None]  # key, and ETag or None
@@ -32,6 +33,12 @@ Place = tuple[str, str | None]  # key, and ETag or None
 # objects from which on processes save more than their start takes, which is some three seconds
 MANY = 1000
 TOGETHER = 32
+
+
+def by_threads(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """What `work` makes of each item, in their order, by many threads: most of them wait for S3."""
+    with ThreadPoolExecutor(settings.load().workers, "regraft-s3") as pool:
+        yield from _in_order((pool.submit(work, one) for one in items), 4 * TOGETHER)
 
 
 class Fetch(Protocol):

@@ -46,7 +46,12 @@ class Worth:
 
     @property
     def verdict(self) -> str:
-        """`pays`, `hurts`, or `open` while the benchmark cannot tell them apart."""
+        """`pays`, `hurts`, or `open` while the benchmark cannot tell them apart.
+
+        `none` without a warm start: then two fresh starts were compared.
+        """
+        if self.depth == 0:
+            return "none"
         if self.benchmark is None:
             return "open"
         return "pays" if self.benchmark.low > 0 else "hurts" if self.benchmark.high < 0 else "open"
@@ -61,9 +66,12 @@ class Worth:
             f"on {on.images} benchmark images champion {self.champion_id} has "
             f"{on.first_correct / on.images:.1%} and control {self.control_id}, {self.start}, "
             f"{on.second_correct / on.images:.1%}: the lineage is worth {points(on.difference)} "
-            f"(95%: {points(on.low)} to {points(on.high)})"
+            f"(95%: {between(on)})"
         )
+        if self.other_plan:
+            told += f", by plans that differ in {', '.join(self.other_plan)}"
         return {
+            "none": f"the lineage has no warm start yet, two fresh starts were compared: {told}",
             "pays": f"the warm lineage pays: {told}",
             "hurts": f"the warm lineage has begun to hurt: {told}; `regraft adopt "
             f"{self.control_id}` puts the control through the gate",
@@ -74,6 +82,11 @@ class Worth:
 def points(share: float) -> str:
     """A difference of two accuracies in percentage points, with its sign."""
     return f"{100 * share:+.1f} points"
+
+
+def between(on: Difference) -> str:
+    """The interval of a difference."""
+    return f"{100 * on.low:+.1f} to {points(on.high)}"
 
 
 @dataclass(frozen=True)

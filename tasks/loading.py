@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from infra import settings, storage
+from infra import storage
 from infra.storage import bad_key
+from tasks.fetching import by_threads
 from tasks.progress import progress
 
 DEEPEST = 3  # class, sub-class, file
@@ -57,11 +57,8 @@ def load_folder(folder: Path, prefix: str) -> Load:
             f"{len(classes)} folders"
         )
     store = storage.connect()
-    with (
-        ThreadPoolExecutor(settings.load().workers) as pool,
-        progress(f"load {folder.name}", len(items)) as advance,
-    ):
-        uploads = pool.map(lambda item: store.write(item[1], item[0]), items)
+    with progress(f"load {folder.name}", len(items)) as advance:
+        uploads = by_threads(items, lambda item: store.write(item[1], item[0]))
         for done, _ in enumerate(uploads, start=1):
             advance(done)
     return Load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -152,6 +153,7 @@ def _begun(policy: str) -> Any:
     return hashlib.sha256(f"{policy}\n".encode())
 
 
+@functools.lru_cache(maxsize=1)  # a night's steps ask for the same one, one after the other
 def read(digest: str) -> Listed:
     """A frozen snapshot's list, from S3, its digest checked."""
     with database.connect().transaction() as session:

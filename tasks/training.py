@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from infra import database, settings, storage
+from infra import database, settings
 from records import objects, runs, snapshots, versions
 from records.versions import EpochRow
 from tasks import checkpoints, pixels, snapshot
@@ -31,10 +31,12 @@ from vision.fitting import (
     Epoch,
     Examples,
     Fitted,
+    TooLarge,
     fingerprint,
     fit,
     resolved,
 )
+from vision.network import BadCheckpoint
 from vision.pixels import Pixels
 from vision.plan import BadPlan, Plan
 from vision.prediction import Gatherable, predict
@@ -44,6 +46,9 @@ log = logging.getLogger("regraft")
 # The training accuracy that the gate compares with validation is measured without augmentation,
 # on at most this many training images.
 TRAINING_SAMPLE = 1000
+
+# what the same plan on the same images would meet again
+HOPELESS = (Diverged, BadPlan, BadExamples, BadCheckpoint, TooLarge)
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 
@@ -74,8 +79,8 @@ def write_candidate(
 def train_version(run_id: int, version_id: int) -> None:
     """Train the candidate and keep its checkpoint; done already, it is left as it is.
 
-    Killed and run again, it goes on at the last finished epoch. Raises `Diverged` for a loss that
-    is no number: the candidate is closed as failed, and nothing was saved.
+    Killed and run again, it goes on at the last finished epoch. What no other try would mend
+    (`HOPELESS`) closes the candidate as failed with its line and is raised; nothing was saved.
     """
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
@@ -83,21 +88,21 @@ def train_version(run_id: int, version_id: int) -> None:
         return
     plan = Plan.from_dict(version.plan)
     listed = snapshot.read(version.snapshot_digest)
-    with timed(run_id, "train") as facts:
-        held = _pixels_of(listed, plan)
-        workdir = settings.load().state_dir / "training" / f"version-{version_id}"
-        try:
+    workdir = settings.load().state_dir / "training" / f"version-{version_id}"
+    try:
+        with timed(run_id, "train") as facts:
+            held = _pixels_of(listed, plan)
             network, start = _start(plan, version.parent_id, listed.class_names)
             fitted = _fit(run_id, version_id, network, plan, listed, held, workdir)
-        except (Diverged, BadPlan, BadExamples) as error:
-            with database.connect().transaction() as session:
-                runs.fence(session, run_id)
-                versions.failed(session, version_id, str(error))
-            shutil.rmtree(workdir, ignore_errors=True)
-            raise
-        facts.update(images=len(listed.images["train"]), epochs=len(fitted.epochs))
-    with timed(run_id, "keep checkpoint"):
-        _keep(run_id, version_id, fitted, plan, start, listed, held, workdir)
+            facts.update(images=len(listed.images["train"]), epochs=len(fitted.epochs))
+        with timed(run_id, "keep checkpoint"):
+            _keep(run_id, version_id, fitted, plan, start, listed, held, workdir)
+    except HOPELESS as error:
+        with database.connect().transaction() as session:
+            runs.fence(session, run_id)
+            versions.failed(session, version_id, str(error))
+        shutil.rmtree(workdir, ignore_errors=True)
+        raise
     shutil.rmtree(workdir, ignore_errors=True)
 
 
@@ -124,6 +129,11 @@ def _start(
         network = networks.warm_start(parent, plan, class_names)
         kept = networks.inherited(plan, parent.class_names, class_names)
     else:
+        if plan.needs_start and plan.weights is None:
+            raise BadPlan(
+                f"recipe={plan.recipe!r}: it freezes the backbone, and without a parent or weights "
+                "that is a random one; name weights, or train the first version with recipe='all'"
+            )
         local = dataclasses.replace(plan, weights=_local_weights(plan.weights))
         network = networks.build(local, class_names)
         kept = []
@@ -134,12 +144,7 @@ def _local_weights(weights: str | None) -> str | None:
     """A weights file on this machine: `s3://KEY` is fetched from our own bucket."""
     if weights is None or not weights.startswith("s3://"):
         return weights
-    key = weights.removeprefix("s3://")
-    folder = settings.load().cache_dir / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / Path(key).name
-    path.write_bytes(storage.connect().read(key))
-    return str(path)
+    return str(checkpoints.fetch_weights(weights.removeprefix("s3://")))
 
 
 def _fit(

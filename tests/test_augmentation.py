@@ -1,6 +1,5 @@
 """Pictures are bent by their own random numbers, whatever batch they come in."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +14,6 @@ STILL = Augmentation(
     flip=False, scale=1.0, rotation=0.0, brightness=0.0, contrast=0.0, saturation=0.0
 )
 FULL = Augmentation(blur=0.5, erase=0.5, zoom_out=1.3, shift=0.1, jpeg=0.5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int, side: int = 40) -> torch.Tensor:

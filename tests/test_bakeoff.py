@@ -61,6 +61,9 @@ def test_all_learn_one_snapshot_and_a_failure_is_a_row(story: Story) -> None:
         columns, rows = contest.table(done)
         assert {len(row) for row in rows} == {len(columns)}
         assert rows[-1][columns.index("problem")] == bad.problem
+        right, price, failed = contest.for_terminals(done)
+        assert [row[0] for row in right[1]] == [row[0] for row in price[1]]
+        assert failed == (["entrant", "problem"], [[bad.name, bad.problem]])
         assert done.picture is not None
         with Image.open(BytesIO(world.storage.read(done.picture))) as picture:
             assert picture.format == "PNG"

@@ -1,5 +1,7 @@
 """Two versions on the same images: the difference, its interval, and what it is taken over."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,8 @@ def test_the_lineage_is_judged_by_the_interval(
     worth = Worth(5, 6, 1, "from a random start", 4, 20, 60.0, 220, 900.0, 120, 400.0, on, None, {})
     assert worth.verdict == verdict
     assert said in worth.sentence
+    other = replace(worth, other_plan={"epochs": (20, 120)})
+    assert "plans that differ in epochs" in other.sentence
+    fresh = replace(worth, depth=0)
+    assert fresh.verdict == "none"
+    assert "no warm start yet" in fresh.sentence

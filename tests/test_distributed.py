@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +35,6 @@ PATIENCE_SECONDS = 100
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pixel cache with all pictures."""
     return fill(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def until(reached: Callable[[], Any]) -> Any:

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,15 +53,6 @@ PLAN = Plan(
     learning_rate=3e-3, precision="float32", channels_last=False,
     augmentation=Augmentation(rotation=5, scale=0.8),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Pictures:
@@ -632,6 +623,18 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert 0 < factors[-1] < 0.001
     assert rate_factor(0, 1, 0) == 1.0
+
+
+def test_a_constant_rate_warms_up_and_stays(tmp_path: Path) -> None:
+    """Behind the warm-up every step has the peak rate, in each phase anew."""
+    factors = [rate_factor(step, 100, 10, "constant") for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert set(factors[10:]) == {1.0}
+    plan = replace(PLAN, schedule="constant", recipe="two-phase", epochs=4, head_epochs=2)
+    fitted = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path, "cpu")
+    rates = [epoch.learning_rate for epoch in fitted.epochs]
+    assert rates[0] < rates[1] == pytest.approx(plan.learning_rate)
+    assert rates[2] < rates[3] == pytest.approx(plan.learning_rate / 10)
 
 
 def test_phases_have_the_rates_of_the_plan() -> None:

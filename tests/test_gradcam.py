@@ -1,6 +1,5 @@
 """Maps equal the grad-cam package's, and say so when nothing speaks for a class."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -14,21 +13,12 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from vision.augmentation import centre
-from vision.gradcam import Map, maps, overlay
+from vision.gradcam import SHOWN_SIDE, Map, maps, overlay
 from vision.network import build, head, normalisation, target_layer
 from vision.plan import Plan
 
 NAMES = ("cat", "dog", "emu", "gnu")
 TARGETS = [0, 1, 2, 3, 0]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(side: int, count: int = len(TARGETS)) -> npt.NDArray[np.uint8]:
@@ -175,13 +165,15 @@ def test_an_overlay_shows_the_place_or_says_that_there_is_none() -> None:
     values[0, 0] = 1
     there = overlay(picture, Map(values, True, 64, 0.1, 0.1, 0.1, 0.1, 1 / 16))
     assert isinstance(there, Image.Image)
-    assert there.size == (64, 64)
-    assert there.getpixel((60, 60)) == (10, 200, 90)
-    assert there.getpixel((4, 4)) != (10, 200, 90)
+    assert there.size == (SHOWN_SIDE, SHOWN_SIDE)
+    assert there.getpixel((210, 210)) == (10, 200, 90)
+    assert there.getpixel((14, 14)) != (10, 200, 90)
     none = overlay(picture, Map(values * 0, False, 64, 0.5, 0.5, 0.5, 0.5, 0.0))
-    red, green, blue = none.getpixel((60, 60))  # type: ignore[misc]
+    red, green, blue = none.getpixel((210, 210))  # type: ignore[misc]
     assert red == green == blue
     assert len(set(np.asarray(none)[:15].ravel().tolist())) > 1
+    large = np.tile(picture, (4, 4, 1))
+    assert overlay(large, Map(values, True, 256, 0.1, 0.1, 0.1, 0.1, 1 / 16)).size == (256, 256)
 
 
 def test_targets_that_do_not_fit_are_refused() -> None:

@@ -1,6 +1,6 @@
 """Bent pictures keep their shape, are bent alike each time, and find what a network leans on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,6 @@ from vision.prediction import Forward
 NAMES = ("dark", "light")
 SIDE, SIZE = 40, 32
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Greys:

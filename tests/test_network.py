@@ -1,7 +1,6 @@
 """Networks by name: the right layers, fresh heads by class name, and checkpoints to rely on."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,15 +39,6 @@ REAL_WEIGHTS = (
     Path(__file__).parents[2]
     / "shared/data/weights/mobilenetv2_100_coral_dequant.timm.safetensors"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def name_of(network: nn.Module, layer: nn.Module) -> str:

@@ -27,6 +27,7 @@ from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
         ({"gradient_clip": 0.0}, ["gradient_clip=0.0"]),
         ({"dropout": 1.0}, ["dropout=1.0"]),
         ({"recipe": "two_phase"}, ["recipe='two_phase'", "'two-phase'"]),
+        ({"schedule": "plateau"}, ["schedule='plateau'", "'constant'"]),
         ({"optimizer": None}, ["optimizer=None", "'adamw'"]),
         ({"precision": "float16"}, ["precision='float16'"]),
         ({"channels_last": 1}, ["channels_last=1", "True or False"]),
@@ -123,11 +124,13 @@ def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
 
 def test_every_field_says_what_it_means() -> None:
     """No field is left unexplained, in the list that people print and on Prefect's pages."""
-    assert [one.name for one in fields(Plan) if not one.metadata.get("description")] == []
+    for cls in (Plan, Augmentation):
+        assert [one.name for one in fields(cls) if not one.metadata.get("description")] == []
     told = {name: (value, meaning) for name, value, meaning in Plan(dropout=0.4).told()}
     assert set(told) > {one.name for one in fields(Plan)}
     assert told["dropout"] == ("0.4", Plan.__dataclass_fields__["dropout"].metadata["description"])
-    assert told["augmentation.flip"][0] == "true"
+    flip = Augmentation.__dataclass_fields__["flip"].metadata["description"]
+    assert told["augmentation.flip"] == ("true", flip)
     shown = TypeAdapter(Plan).json_schema()["properties"]
     assert shown["dropout"]["description"] == told["dropout"][1]
 

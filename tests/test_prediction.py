@@ -20,15 +20,6 @@ PLAN = Plan(architecture="test_efficientnet", image_size=48)
 SIDE = PLAN.geometry.side
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Noise:
     """Random pixels, one picture for each name."""
 

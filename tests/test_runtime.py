@@ -3,7 +3,6 @@ measured.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,15 +26,6 @@ PLAIN, CONTIGUOUS, HALF = ENGINES[:3]
 ONNX, COMPILED = named("onnxruntime float32"), named("compiled bfloat16 channels last")
 # how far a confidence may lie from that of float32: sums in another order, and 8 bits of mantissa
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other work on the machine must not be slowed down by these tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(seed: int = 0) -> torch.nn.Module:

@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 import worlds
-from worlds import Story, World
+from worlds import BROKEN, Story, World
 
 from infra.embedded import Addresses
 from records import runs, versions
 from tasks import checkpoints
 from tasks.snapshot import freeze_snapshot
-from tasks.training import train_version, write_candidate
+from tasks.training import HOPELESS, train_version, write_candidate
 from vision import network as networks
 from vision.fitting import Diverged
+from vision.network import BadCheckpoint
 from vision.plan import BadPlan, Plan
 
 
@@ -136,35 +137,64 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     assert list((world.folder / "training").iterdir()) == []
 
 
+def closed(
+    world: World, run_id: int, snapshot: str, plan: Plan, parent: int | None
+) -> Exception:
+    """Train what cannot succeed: its candidate is closed with one line, and may begin anew."""
+    candidate = write_candidate.fn(run_id, "nightly", snapshot, plan, parent)
+    with pytest.raises(HOPELESS) as caught:
+        train_version.fn(run_id, candidate)
+    with world.transaction() as session:
+        row = versions.get(session, candidate)
+    assert (row.state, row.checkpoint_digest) == ("failed", None)
+    assert row.reason == str(caught.value)
+    assert "\n" not in row.reason
+    assert not (world.folder / "training" / f"version-{candidate}").exists()
+    assert write_candidate.fn(run_id, "nightly", snapshot, plan, parent) != candidate
+    return caught.value
+
+
 @pytest.mark.parametrize(
-    ("change", "error", "reason"),
+    ("change", "parent", "error", "reason"),
     [
         (
             {"optimizer": "sgd", "learning_rate": 100.0, "gradient_clip": None, "epochs": 4},
-            Diverged,
-            r"epoch \d+, step \d+: the (validation )?loss is (nan|inf)",
+            2, Diverged, r"epoch \d+, step \d+: the (validation )?loss is (nan|inf)",
         ),
-        ({"architecture": "test_vit"}, BadPlan, "the parent is test_resnet"),
-        ({"architecture": "test_rasnet", "recipe": "scratch"}, BadPlan, "near are test_resnet"),
-        ({"recipe": "two-phase", "head_epochs": 1, "unfreeze": 9}, BadPlan,
+        ({"architecture": "test_vit"}, 2, BadPlan, "the parent is test_resnet"),
+        ({"architecture": "test_rasnet", "recipe": "scratch"}, 2, BadPlan, "near are test_resnet"),
+        ({"recipe": "two-phase", "head_epochs": 1, "unfreeze": 9}, 2, BadPlan,
          "unfreeze=9: test_resnet has 4 blocks; use 1 to 4"),
+        ({"recipe": "two-phase", "head_epochs": 1}, None, BadPlan,
+         "recipe='two-phase': it freezes the backbone, .* name weights, or .* recipe='all'"),
+        ({"recipe": "inherit"}, None, BadPlan, "no parent whose head could be kept"),
+        ({"weights": "s3://weights/none.safetensors"}, None, BadCheckpoint,
+         "weights=s3://weights/none.safetensors: the bucket has no such object; put it there"),
+        ({"weights": f"s3://{BROKEN}"}, None, BadCheckpoint, "not a readable safetensors file"),
     ],
-)
+)  # fmt: skip
 def test_training_that_cannot_succeed_closes_its_candidate(
-    story: Story, change: dict[str, object], error: type[Exception], reason: str
+    story: Story, change: dict[str, object], parent: int | None, error: type[Exception], reason: str
 ) -> None:
     """The candidate says why it failed, has no checkpoint, and the same plan may begin anew."""
     plan = Plan.from_dict(worlds.SECOND_PLAN.to_dict() | change)
     with after_two_nights(story) as (world, run_id, snapshot):
-        candidate = write_candidate.fn(run_id, "nightly", snapshot, plan, 2)
-        with pytest.raises(error, match=reason):
-            train_version.fn(run_id, candidate)
-        with world.transaction() as session:
-            row = versions.get(session, candidate)
-        assert (row.state, row.checkpoint_digest) == ("failed", None)
-        assert row.reason is not None
-        assert "\n" not in row.reason
-        folder = world.folder / "training" / f"version-{candidate}"
-        assert not folder.exists()
-        assert write_candidate.fn(run_id, "nightly", snapshot, plan, 2) != candidate
+        raised = closed(world, run_id, snapshot, plan, parent)
+        assert type(raised) is error
+        assert re.search(reason, str(raised))
         world.check()
+
+
+def test_a_parent_of_other_bytes_is_no_parent(story: Story) -> None:
+    """Its checkpoint was changed in S3: the candidate is closed, naming the object and the mend."""
+    digest = "0" * 64
+    with after_two_nights(story) as (world, run_id, snapshot):
+        world.act(worlds.FREE, "UPDATE versions SET checkpoint_digest = :d WHERE id = 2", d=digest)
+        world.storage.write(versions.checkpoint_key(digest), b"another network")
+        try:
+            raised = closed(world, run_id, snapshot, worlds.SECOND_PLAN, 2)
+        finally:
+            world.storage.delete(versions.checkpoint_key(digest))
+    assert isinstance(raised, BadCheckpoint)
+    assert "holds other bytes" in str(raised)
+    assert "restore it from a backup" in str(raised)

@@ -18,6 +18,7 @@ from vision.network import class_names_of, normalisation, target_layer
 from vision.plan import Plan
 from vision.prediction import device_named, on_device, standardised, upload
 
+SHOWN_SIDE = 224  # pixels: people cannot see anything in fewer, nor words be written
 NO_EVIDENCE = "no positive evidence"
 # from nothing to everything: transparent blue, cyan, yellow, red
 HEAT = np.array([[0, 0, 128], [0, 96, 255], [0, 224, 224], [255, 224, 0], [224, 0, 0]])
@@ -81,11 +82,13 @@ def maps(
 def overlay(pixels: npt.NDArray[np.uint8], explained: Map) -> Image.Image:
     """Draw the map over the centre of the stored picture, uint8 [side, side, 3].
 
-    Without evidence the picture is shown in grey and says so.
+    Small pictures are enlarged to SHOWN_SIDE. Without evidence the picture is shown in grey and
+    says so.
     """
-    size = explained.image_size
-    start = (pixels.shape[0] - size) // 2
-    picture = Image.fromarray(pixels[start:start + size, start:start + size])
+    seen = explained.image_size
+    start, size = (pixels.shape[0] - seen) // 2, max(seen, SHOWN_SIDE)
+    picture = Image.fromarray(pixels[start:start + seen, start:start + seen])
+    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     if not explained.positive:
         plain = picture.convert("L").convert("RGB")
         draw = ImageDraw.Draw(plain)

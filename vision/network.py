@@ -68,8 +68,8 @@ def build(plan: Plan, class_names: Sequence[str]) -> nn.Module:
     do not fit.
     """
     if plan.recipe == "inherit":
-        raise BadPlan("recipe='inherit': there is no parent whose head could be kept; train a "
-                      "first version with recipe='all', 'two-phase' or 'scratch'")
+        raise BadPlan("recipe='inherit': there is no parent whose head could be kept; train the "
+                      "first version with recipe='all'")
     if plan.shrinks:
         raise BadPlan(f"shrink={plan.shrink:g}, perturb={plan.perturb:g}: there is no parent whose "
                       "weights could be changed; leave both out of the first version's plan")

@@ -17,13 +17,14 @@ PIXELS = 2
 
 Interpolation = Literal["bilinear", "bicubic"]
 Recipe = Literal["all", "two-phase", "inherit", "scratch"]
+Schedule = Literal["cosine", "constant"]
 
 # Fields that plans of before did not have, inner ones as augmentation.NAME. At their default they
 # have no part in the digest, so that such a plan keeps the one it was stored with; hence these
 # defaults must never change.
 LATER = (
     "effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix",
-    "class_augmentation", "targeted", "head_views",
+    "class_augmentation", "targeted", "head_views", "schedule",
     "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
 )  # fmt: skip
 
@@ -61,35 +62,40 @@ class Geometry:
         return f"{self.side}px-{self.interpolation}-{PIXELS}"
 
 
+def _means(description: str) -> dict[str, str]:
+    """What a field means, under the name by which pydantic and Prefect's pages look for it."""
+    return {"description": description}
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """How far training pictures are bent.
+    """How far training pictures are bent; each field's meaning and unit stand below.
 
-    flip: mirror left and right, half of the time.
-    scale: smallest share of the side that a random crop keeps, 0.1 to 1 (1: never cropped smaller).
-    rotation: largest angle in degrees, either way, 0 to 180.
-    brightness, contrast, saturation: largest relative change, 0 to 1.
-    blur, erase: probability of a Gaussian blur, and of a grey rectangle over part of the picture.
-    zoom_out: largest share of the side that a crop shows, 1 to 2 (above 1 the picture becomes
-    smaller, and its border is mirrored).
-    shift: how much farther a crop's middle may lie from the picture's than its size leaves room
-    for, as a share of the side, 0 to 0.5 (what lies beyond the border is mirrored).
-    jpeg: probability of the traces of a JPEG saved at low quality (10 to 50).
+    Raises `BadPlan`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    flip: bool = True
-    scale: float = 0.7
-    rotation: float = 10.0
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    blur: float = 0.0
-    erase: float = 0.0
-    zoom_out: float = 1.0
-    shift: float = 0.0
-    jpeg: float = 0.0
+    flip: bool = field(default=True, metadata=_means(
+        "whether left and right are mirrored, half of the time"))
+    scale: float = field(default=0.7, metadata=_means(
+        "smallest share of the side that a random crop keeps, 0.1 to 1; 1: never cropped smaller"))
+    rotation: float = field(default=10.0, metadata=_means(
+        "largest angle in degrees, either way, 0 to 180"))
+    brightness: float = field(default=0.2, metadata=_means("largest relative change, 0 to 1"))
+    contrast: float = field(default=0.2, metadata=_means("largest relative change, 0 to 1"))
+    saturation: float = field(default=0.2, metadata=_means("largest relative change, 0 to 1"))
+    blur: float = field(default=0.0, metadata=_means("probability of a Gaussian blur, 0 to 1"))
+    erase: float = field(default=0.0, metadata=_means(
+        "probability of a grey rectangle over part of the picture, 0 to 1"))
+    zoom_out: float = field(default=1.0, metadata=_means(
+        "largest share of the side that a crop shows, 1 to 2; above 1 the picture becomes smaller "
+        "and its border is mirrored"))
+    shift: float = field(default=0.0, metadata=_means(
+        "how much farther a crop's middle may lie from the picture's than its size leaves room "
+        "for, as a share of the side, 0 to 0.5; what lies beyond the border is mirrored"))
+    jpeg: float = field(default=0.0, metadata=_means(
+        "probability of the traces of a JPEG saved at low quality (10 to 50), 0 to 1"))
 
     def __post_init__(self) -> None:
         _truth(self, "flip")
@@ -104,11 +110,6 @@ class Augmentation:
     def from_dict(cls, values: Mapping[str, Any]) -> "Augmentation":
         """Read it back from JSON; unknown names are refused with the nearest known one."""
         return cls(**_known(cls, "augmentation", values))
-
-
-def _means(description: str) -> dict[str, str]:
-    """What a field means, under the name by which pydantic and Prefect's pages look for it."""
-    return {"description": description}
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Plan:
     batch_size: int = field(default=32, metadata=_means(
         "images per step; out of memory, gradients of parts add up to those of the same batch"))
     learning_rate: float = field(default=1e-3, metadata=_means(
-        "peak rate per step of the head, reached behind the warm-up; a cosine leads to 0"))
+        "peak rate per step of the head, reached behind the warm-up"))
     backbone_learning_rate: float | None = field(default=None, metadata=_means(
         "peak rate per step of the backbone's last block; null: learning_rate, and a tenth of it "
         "in the second phase of two-phase, where the head has this rate too"))
@@ -164,6 +165,9 @@ class Plan:
         "1: all blocks alike"))
     warmup_epochs: float = field(default=1.0, metadata=_means(
         "epochs in which the rate rises to its peak, at the beginning of each phase"))
+    schedule: Schedule = field(default="cosine", metadata=_means(
+        "how the rate goes on behind the warm-up, in each phase. cosine: down to 0 at its end. "
+        "constant: at its peak"))
     weight_decay: float = field(default=0.01, metadata=_means(
         "share of each weight taken off per step, times the rate; not of biases and norms"))
     optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata=_means(
@@ -249,6 +253,7 @@ class Plan:
             _number(self, "backbone_learning_rate", 1e-9, 100.0)
         _number(self, "layer_decay", 0.01, 1.0)
         _number(self, "warmup_epochs", 0.0, 10_000.0)
+        _choice(self, "schedule", ("cosine", "constant"))
         _number(self, "weight_decay", 0.0, 10.0)
         _choice(self, "optimizer", ("adamw", "sgd"))
         _number(self, "dropout", 0.0, 0.95)
@@ -396,7 +401,7 @@ def _told(
     cls: type[Plan] | type[Augmentation], values: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
     for one in fields(cls):
-        value, meaning = values[one.name], one.metadata.get("description", "")
+        value, meaning = values[one.name], one.metadata["description"]
         if one.default_factory is Augmentation:
             yield one.name, "", meaning
             for name, inner, its in _told(Augmentation, value):

@@ -121,32 +121,17 @@ def main() -> None:
 
 def digits(images: int) -> list[Trained]:
     """Train eight seeds of one plan on real handwriting; they differ in nothing else."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
     from flows.demo import DIGITS
 
-    scans = load_digits()
-    pixels = np.stack([
-        np.asarray(
-            Image.fromarray((255 - one * 255 / 16).round().astype(np.uint8))
-            .convert("RGB").resize((DIGITS.geometry.side,) * 2, Image.Resampling.BILINEAR)
-        )
-        for one in scans.images
-    ])  # fmt: skip
-    names = [f"{row:064x}" for row in range(len(pixels))]
-    labels = [f"digit {one}" for one in scans.target]
-    order = np.random.default_rng(0).permutation(len(pixels))
-    parts = np.split(order, [BENCHMARK, BENCHMARK + VALIDATION])
-    held, validation, train = ([names[row] for row in part] for part in parts)
+    pixels, label = handwriting()
+    held, validation, train = dealt(list(label), BENCHMARK, VALIDATION)
     train = train[:images]
-    label = dict(zip(names, labels, strict=True))
     found = []
     for seed in range(SEEDS):
         # Smoothed labels would make so short a training too modest for the bound on calibration.
         plan = replace(DIGITS, recipe="scratch", epochs=EPOCHS[images], seed=seed,
                        precision="float32", label_smoothing=0.0)  # fmt: skip
-        found.append(_trained(plan, Held(pixels, names), label, train, validation, held))
+        found.append(_trained(plan, pixels, label, train, validation, held))
         print(f"seed {seed}: {found[-1].answers.correct.mean():.1%} right", flush=True)
     return found
 
@@ -160,6 +145,31 @@ class Held:
     def gather(self, images: Sequence[str]) -> npt.NDArray[np.uint8]:
         """Pixels uint8 [N, side, side, 3], in this order."""
         return self._pixels[[self._row[one] for one in images]]
+
+
+def handwriting() -> tuple[Held, dict[str, str]]:
+    """scikit-learn's 1,797 digits, 8 x 8 scans of real ink: pixels, and the class of each name."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from flows.demo import DIGITS
+
+    scans = load_digits()
+    pixels = np.stack([
+        np.asarray(
+            Image.fromarray((255 - one * 255 / 16).round().astype(np.uint8))
+            .convert("RGB").resize((DIGITS.geometry.side,) * 2, Image.Resampling.BILINEAR)
+        )
+        for one in scans.images
+    ])  # fmt: skip
+    label = {f"{row:064x}": f"digit {one}" for row, one in enumerate(scans.target)}
+    return Held(pixels, list(label)), label
+
+
+def dealt(names: list[str], *counts: int) -> list[list[str]]:
+    """Disjoint parts of so many names, and the rest; always the same."""
+    order = np.random.default_rng(0).permutation(len(names))
+    return [[names[row] for row in part] for part in np.split(order, np.cumsum(counts))]
 
 
 def _trained(
