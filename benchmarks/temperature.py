@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.gate_curve import Held, dealt, handwriting
+from benchmarks.stories.gate import Held, dealt, handwriting
 from flows.demo import DIGITS
 from vision.answers import Answers
 from vision.fitting import Examples, fit
