@@ -368,9 +368,12 @@ def work(world: World, version: int = 1) -> Any:
     )
 
 
-def lapse(world: World) -> None:
-    """As if the lease of all that is claimed had run out."""
-    world.act("UPDATE shards SET lease_until = now() WHERE state = 'claimed'")
+def lapse(world: World, pid: int | None = None) -> None:
+    """As if the lease of all that is claimed, or that one process has claimed, had run out."""
+    world.act(
+        "UPDATE shards SET lease_until = now() WHERE state = 'claimed' AND claimed_by LIKE :whose",
+        whose="%" if pid is None else f"%:{pid}:%",
+    )
 
 
 def test_killed_anywhere_it_goes_on(world: World, prefect_server: str) -> None:
@@ -410,7 +413,7 @@ def test_three_processes_share_and_one_is_killed(world: World, prefect_server: s
             holders = {name for (name,) in rows}
         processes[1].kill()
         processes[1].join()
-        lapse(world)
+    lapse(world, processes[1].pid)
     for one in (processes[0], processes[2]):
         one.join(PATIENCE_SECONDS)
         assert one.exitcode == 0
