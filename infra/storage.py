@@ -159,13 +159,15 @@ class Storage:
         given = (self.endpoint, self.bucket, self._access_key, self._secret_key, self.region)
         return type(self), given
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Give the objects under a prefix in the order of their keys, page by page."""
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Listed]:
+        """Give the objects under a prefix, those after a key, in the order of their keys."""
         if prefix:
             self._check(prefix.removesuffix("/"))
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix
-        )
+        paginator = self._client.get_paginator("list_objects_v2")
+        if after is None:
+            pages = paginator.paginate(Bucket=self.bucket, Prefix=prefix)
+        else:
+            pages = paginator.paginate(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
         page_iterator = iter(pages)
         while True:
             page = self._do(lambda: next(page_iterator, None), f"list {_shown(prefix)}")

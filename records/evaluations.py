@@ -143,7 +143,7 @@ def record(
 def answer_lines(evaluation_id: int, answers: Answers) -> Iterator[str]:
     """Rows of `answers` as COPY's text: each name is escaped once, each row is one format."""
     names = [copy_text(name) for name in answers.class_names]
-    elements = [copy_text(_element(name)) for name in answers.class_names]
+    elements = [copy_text(array_element(name)) for name in answers.class_names]
     labels = {label: copy_text(label) for label in set(answers.labels)}
     # Nine digits are enough to give back the very same float32.
     numbers = ",".join(["%.9g"] * answers.top.shape[1])
@@ -174,7 +174,7 @@ def _split_name(one: ClassScore) -> tuple[str, dict[str, Any]]:
     return figures.pop("name"), figures
 
 
-def _element(word: str) -> str:
+def array_element(word: str) -> str:
     """A text as one element of Postgres's array text."""
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 

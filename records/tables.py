@@ -29,6 +29,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 PURPOSES = ("nightly", "throwaway", "control", "pretrain", "bakeoff")
 SPLITS = ("train", "validation", "test", "held")
 ORIGINS = ("real", "staged", "synthetic")
+# A program may propose a label; only what begins otherwise can be a person who gives one.
+BY_A_PERSON = r"{0} ~ '\S' AND {0} !~* '^\s*(model|version|regraft)\s*:'"
 
 
 def one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -242,6 +244,7 @@ class Image(Base):
         CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
         CheckConstraint("origin = 'real' OR split IN ('train', 'held')", name="made_only_trains"),
         CheckConstraint("NOT mined OR split IN ('train', 'held')", name="mined_only_trains"),
+        CheckConstraint(BY_A_PERSON.format("labelled_by"), name="labelled_by_person"),
         # what a snapshot may choose, in the order in which it chooses
         Index(
             "ix_images_choice",
@@ -258,9 +261,7 @@ class Image(Base):
             "sequence",
             postgresql_where=text("sequence IS NOT NULL"),
         ),
-        Index(
-            "ix_images_deleted", "sha256", postgresql_where=text("withdrawn_why = 'deleted'")
-        ),
+        Index("ix_images_deleted", "sha256", postgresql_where=text("withdrawn_why = 'deleted'")),
         Index("ix_images_dhash_0", text("((dhash >> 48) & 65535)")),
         Index("ix_images_dhash_1", text("((dhash >> 32) & 65535)")),
         Index("ix_images_dhash_2", text("((dhash >> 16) & 65535)")),
@@ -965,3 +966,285 @@ class Rejection(Base):
     rejected_by: Mapped[str]
     why: Mapped[str]
     rejected_at: Mapped[datetime] = now()
+
+
+# --- pools and identifications --------------------------------------------------------------
+
+
+class Pool(Base):
+    """Unlabelled images under one prefix of our bucket."""
+
+    __tablename__ = "pools"
+    __table_args__ = (CheckConstraint("prefix LIKE '_%/'", name="prefix_is_folder"),)
+
+    id: Mapped[int] = number()
+    prefix: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = now()
+
+
+class PoolImage(Base):
+    """One distinct picture of any pool, and whether library or benchmark have it already.
+
+    mark: how it is known there, exactly or nearly; mark_sha256: the image that it repeats. What is
+    marked is never offered as new.
+    """
+
+    __tablename__ = "pool_images"
+    __table_args__ = (
+        one_of("mark", ("benchmark", "library", "near benchmark", "near library")),
+        CheckConstraint("(mark IS NULL) = (mark_sha256 IS NULL)", name="mark_whole"),
+        CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
+    )
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    width: Mapped[int]
+    height: Mapped[int]
+    dhash: Mapped[int | None] = mapped_column(BigInteger)
+    dhash_mirror: Mapped[int | None] = mapped_column(BigInteger)
+    mark: Mapped[str | None]
+    mark_sha256: Mapped[str | None]
+
+
+class PoolObject(Base):
+    """One object of a pool as it was read; a rewritten object is a new row.
+
+    problem: why there is no picture in it; without a digest its bytes could not be had.
+    """
+
+    __tablename__ = "pool_objects"
+    __table_args__ = (
+        CheckConstraint("sha256 IS NOT NULL OR problem IS NOT NULL", name="read_or_problem"),
+        # in the order in which S3 lists
+        UniqueConstraint("pool_id", "key", "etag"),
+        Index("ix_pool_objects_sha256", "sha256"),
+        Index(
+            "ix_pool_objects_unreadable",
+            "pool_id",
+            "key",
+            postgresql_where=text("problem IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[int] = number()
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    key: Mapped[str] = mapped_column(Text(collation="C"))
+    etag: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None]
+    problem: Mapped[str | None]
+    read_at: Mapped[datetime] = now()
+    gone_at: Mapped[datetime | None]
+
+
+class Identification(Base):
+    """One version answering one pool, by one process or several.
+
+    It lists the pool page by page (listed_to: the last key so far, listed_at: all of it) and cuts
+    what has no answer yet into shards. listed: objects so far; known: those that the version had
+    answered before. targets: classes whose confidence is kept even outside the top labels.
+    threshold: the confidence from which an answer is shown, for a wished precision.
+    """
+
+    __tablename__ = "identifications"
+    __table_args__ = (
+        one_of("state", ("running", "completed")),
+        CheckConstraint("(state = 'completed') = (ended_at IS NOT NULL)", name="ended_when_closed"),
+        CheckConstraint("state = 'running' OR listed_at IS NOT NULL", name="completed_is_listed"),
+        CheckConstraint("known BETWEEN 0 AND listed", name="known_of_listed"),
+        share("wished"),
+        finite("threshold"),
+        ForeignKeyConstraint(
+            ["version_id", "checkpoint_digest"], ["versions.id", "versions.checkpoint_digest"]
+        ),
+        UniqueConstraint("id", "version_id"),
+        # Whoever asks for the same joins it.
+        Index(
+            "one_identification",
+            "pool_id",
+            "version_id",
+            unique=True,
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+    id: Mapped[int] = number()
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pools.id"))
+    version_id: Mapped[int] = mapped_column(BigInteger)
+    checkpoint_digest: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default="running")
+    flow_run_id: Mapped[str | None] = mapped_column(index=True)
+    targets: Mapped[list[str]]
+    wished: Mapped[float | None]
+    threshold: Mapped[float | None]
+    listed: Mapped[int] = mapped_column(server_default="0")
+    known: Mapped[int] = mapped_column(server_default="0")
+    listed_to: Mapped[str | None]
+    listed_at: Mapped[datetime | None]
+    started_at: Mapped[datetime] = now()
+    ended_at: Mapped[datetime | None]
+
+
+class Shard(Base):
+    """Some objects of an identification, which one process at a time answers.
+
+    A claim holds until lease_until, which its process moves on; then another may take it. keys and
+    etags are what is to be read; they are dropped when it is done. Then each object is one of
+    answered, repeated (its bytes have an answer of another object), unreadable, or missing (gone or
+    changed since it was listed).
+    """
+
+    __tablename__ = "shards"
+    __table_args__ = (
+        one_of("state", ("open", "claimed", "done")),
+        CheckConstraint("(state = 'claimed') = (lease_until IS NOT NULL)", name="claim_has_lease"),
+        CheckConstraint("state = 'open' OR claimed_by IS NOT NULL", name="claim_has_name"),
+        CheckConstraint("(state = 'done') = (done_at IS NOT NULL)", name="done_has_end"),
+        CheckConstraint(
+            "CASE state WHEN 'done' "
+            "THEN answered + repeated + unreadable + missing = objects AND keys IS NULL "
+            "ELSE cardinality(keys) = objects AND cardinality(etags) = objects "
+            "AND cardinality(sizes) = objects END",
+            name="counts_fit",
+        ),
+        UniqueConstraint("identification_id", "ordinal"),
+        Index(
+            "ix_shards_waiting",
+            "identification_id",
+            "ordinal",
+            postgresql_where=text("state <> 'done'"),
+        ),
+    )
+
+    id: Mapped[int] = number()
+    identification_id: Mapped[int] = mapped_column(
+        ForeignKey("identifications.id", ondelete="CASCADE")
+    )
+    ordinal: Mapped[int]
+    state: Mapped[str] = mapped_column(server_default="open")
+    objects: Mapped[int]
+    keys: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    etags: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    sizes: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
+    claimed_by: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    engine: Mapped[str | None]
+    answered: Mapped[int] = mapped_column(server_default="0")
+    repeated: Mapped[int] = mapped_column(server_default="0")
+    unreadable: Mapped[int] = mapped_column(server_default="0")
+    missing: Mapped[int] = mapped_column(server_default="0")
+    done_at: Mapped[datetime | None]
+
+
+class PoolAnswer(Base):
+    """What one version said of one picture, once: best labels first, with their confidences.
+
+    target_confidences: those of the identification's targets, in their order. entropy: of all
+    confidences, in nats. shown: whether the threshold lets it be shown; NULL without a threshold.
+    """
+
+    __tablename__ = "pool_answers"
+    __table_args__ = (
+        share("confidence"),
+        shares("top_confidences"),
+        shares("target_confidences"),
+        finite("entropy"),
+        CheckConstraint(
+            "predicted = top_labels[1] AND confidence = top_confidences[1] "
+            "AND cardinality(top_labels) = cardinality(top_confidences)",
+            name="best_first",
+        ),
+        ForeignKeyConstraint(
+            ["identification_id", "version_id"],
+            ["identifications.id", "identifications.version_id"],
+            ondelete="CASCADE",
+        ),
+        Index("ix_pool_answers_class", "version_id", "predicted", text("confidence DESC")),
+        Index("ix_pool_answers_confidence", "version_id", "confidence"),
+    )
+
+    version_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sha256: Mapped[str] = mapped_column(ForeignKey("pool_images.sha256"), primary_key=True)
+    identification_id: Mapped[int] = mapped_column(BigInteger)
+    predicted: Mapped[str]
+    confidence: Mapped[float] = mapped_column(REAL)
+    top_labels: Mapped[list[str]]
+    top_confidences: Mapped[list[float]]
+    target_confidences: Mapped[list[float]]
+    entropy: Mapped[float] = mapped_column(REAL)
+    shown: Mapped[bool | None]
+
+
+class TargetScore(Base):
+    """A target's confidence that is worth ranking: all from a hundredth on, in the top or not."""
+
+    __tablename__ = "target_scores"
+    __table_args__ = (
+        share("confidence"),
+        ForeignKeyConstraint(
+            ["version_id", "sha256"],
+            ["pool_answers.version_id", "pool_answers.sha256"],
+            ondelete="CASCADE",
+        ),
+        Index("ix_target_scores_best", "version_id", "class_name", text("confidence DESC")),
+    )
+
+    version_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    class_name: Mapped[str] = mapped_column(primary_key=True)
+    confidence: Mapped[float] = mapped_column(REAL)
+
+
+class Embedding(Base):
+    """What the head of one version saw of one picture: its features as float16, little-endian."""
+
+    __tablename__ = "embeddings"
+    __table_args__ = (
+        CheckConstraint("length(features) > 0 AND mod(length(features), 2) = 0", name="float16"),
+        ForeignKeyConstraint(
+            ["version_id", "sha256"],
+            ["pool_answers.version_id", "pool_answers.sha256"],
+            ondelete="CASCADE",
+        ),
+    )
+
+    version_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    features: Mapped[bytes]
+
+
+class PoolAct(Base):
+    """What a person did with a picture of a pool; written once, the newest one speaks.
+
+    label: it is class_name, and its bytes went to to_key. dismiss: the answer is wrong, and nothing
+    more is said. unknown: nobody could name it. remove: the object went from key to to_key;
+    restore: it went back. version, predicted and confidence: what had offered it.
+    """
+
+    __tablename__ = "pool_acts"
+    __table_args__ = (
+        one_of("act", ("label", "dismiss", "unknown", "remove", "restore")),
+        CheckConstraint("(act = 'label') = (class_name IS NOT NULL)", name="label_has_class"),
+        CheckConstraint("act <> 'label' OR to_key IS NOT NULL", name="label_has_object"),
+        CheckConstraint(
+            "(version_id IS NULL) = (predicted IS NULL) "
+            "AND (version_id IS NULL) = (confidence IS NULL)",
+            name="offer_whole",
+        ),
+        CheckConstraint(BY_A_PERSON.format("done_by"), name="done_by_person"),
+        share("confidence"),
+        Index("ix_pool_acts_sha256", "sha256", text("id DESC")),
+        Index("ix_pool_acts_unknown", "sha256", postgresql_where=text("act = 'unknown'")),
+    )
+
+    id: Mapped[int] = number()
+    sha256: Mapped[str] = mapped_column(ForeignKey("pool_images.sha256"))
+    act: Mapped[str]
+    class_name: Mapped[str | None]
+    key: Mapped[str | None]
+    to_key: Mapped[str | None]
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    predicted: Mapped[str | None]
+    confidence: Mapped[float | None] = mapped_column(REAL)
+    done_by: Mapped[str]
+    why: Mapped[str | None]
+    done_at: Mapped[datetime] = now()

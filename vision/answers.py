@@ -5,7 +5,7 @@ No torch here: records and pages read answers too.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,3 +170,65 @@ class Answers:
                 raise BadAnswers(f"image {image} was never answered: predict it first")
             rows.append(place[image])
         return self.select(np.array(rows, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Identified:
+    """What one version says of N pictures whose class nobody has told.
+
+    images: sha256 of each, each at most once.
+    class_names: what the version knows, in the order of its columns.
+    top: int64 [N, k], indices into class_names, best first.
+    confidences: float32 [N, k], their probabilities.
+    targets, target_confidences: some of the classes and their probabilities, float32 [N, T],
+    among the k best or not.
+    entropy: float32 [N], of all probabilities, in nats.
+    features: float16 [N, width], what the head was given.
+
+    Raises `BadAnswers` for shapes that do not fit and for what is not finite.
+    """
+
+    images: tuple[str, ...]
+    class_names: tuple[str, ...]
+    top: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float32]
+    targets: tuple[str, ...]
+    target_confidences: npt.NDArray[np.float32]
+    entropy: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float16]
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        if len(set(self.images)) != count:
+            raise BadAnswers("an image is answered twice: once each")
+        if self.target_confidences.shape != (count, len(self.targets)):
+            raise BadAnswers(f"target_confidences have shape {self.target_confidences.shape}: "
+                             f"use [{count}, {len(self.targets)}]")
+        for name in ("top", "confidences", "entropy", "features"):
+            if len(getattr(self, name)) != count:
+                raise BadAnswers(f"{name} has {len(getattr(self, name))} rows for {count} images")
+        for name in ("confidences", "target_confidences", "entropy", "features"):
+            values = getattr(self, name)
+            wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+            if wrong.any():
+                image = self.images[int(wrong.argmax())]
+                raise BadAnswers(f"image {image} has {name} that are no numbers: the version is "
+                                 "broken, train it again")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def only(self, images: Iterable[str]) -> "Identified":
+        """Keep these images, in the order given."""
+        place = {image: row for row, image in enumerate(self.images)}
+        chosen = tuple(images)
+        rows = np.array([place[image] for image in chosen], dtype=np.int64)
+        return replace(
+            self,
+            images=chosen,
+            top=self.top[rows],
+            confidences=self.confidences[rows],
+            target_confidences=self.target_confidences[rows],
+            entropy=self.entropy[rows],
+            features=self.features[rows],
+        )

@@ -109,7 +109,7 @@ def predict(
     batch_size = forward.batch if batch_size is None else batch_size
     for rows, outputs in _behind(_outputs(forward, pixels, images, place, batch_size)):
         shares = outputs.softmax(dim=1)
-        largest, indices = _best(shares, top)
+        largest, indices = best_first(shares, top)
         best[rows] = indices.cpu().numpy()
         confidences[rows] = largest.cpu().numpy()
         index = known[rows].to(place)
@@ -230,7 +230,7 @@ def _joined(parts: list[tuple[slice, Tensor]]) -> tuple[slice, Tensor]:
     return rows, torch.cat([some for _, some in parts]) if len(parts) > 1 else parts[0][1]
 
 
-def _best(shares: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def best_first(shares: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """The `top` largest of each row with their columns, best first; equal ones as they stand.
 
     As a stable sort of whole rows would give them, without sorting thousands of classes.
