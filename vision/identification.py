@@ -12,11 +12,11 @@ from vision.answers import Identified
 from vision.features import TOLERANCE, Head
 from vision.network import class_names_of, head
 from vision.plan import Plan
-from vision.prediction import best_first, device_named, upload
+from vision.prediction import Forward, best_first, device_named, upload
 from vision.runtime import Engine, ready
 
-# pictures that are answered at once
-BATCH = 64
+# pictures that are brought to the device at once; the engine takes them in parts of its own
+BATCH = 256
 TOP = 5
 # stored pixels uint8 [n, side, side, 3] on the device -> logits [n, classes], features [n, width]
 Seeing = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -27,28 +27,35 @@ def seeing(engine: Engine, network: nn.Module, plan: Plan, device: str | torch.d
     """Make a network ready to answer and to give what its head was given, both float32.
 
     One pass through the backbone gives both where the head is one layer at the end; elsewhere a
-    second one does. For at most BATCH pictures at once. Raises `NoEngine`.
+    second one does. Raises `NoEngine`.
     """
     place = device_named(device)
     backbone = copy.deepcopy(network).eval()
     backbone.reset_classifier(0)  # type: ignore[operator]
     alone = _head_alone(network, backbone, plan)
-    features_of = ready(engine, backbone, plan, place, BATCH)
+    features_of = ready(engine, backbone, plan, place)
     if alone is None:
-        answers_of = ready(engine, network, plan, place, BATCH)
+        answers_of = ready(engine, network, plan, place)
 
         def twice(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            return answers_of(pixels), features_of(pixels).flatten(1)
+            return _outputs(answers_of, pixels), _outputs(features_of, pixels).flatten(1)
 
         return twice
     last = alone.to(place)
 
     def once(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        features = features_of(pixels)
+        features = _outputs(features_of, pixels)
         with torch.inference_mode():
             return last(features), features
 
     return once
+
+
+def _outputs(forward: Forward, pixels: Tensor) -> Tensor:
+    """Of all of these pictures, in the parts that the engine takes."""
+    starts = range(0, len(pixels), forward.batch)
+    parts = ((start, pixels[start:start + forward.batch]) for start in starts)
+    return torch.cat([outputs for _, outputs in forward.each(parts)])
 
 
 def _head_alone(network: nn.Module, backbone: nn.Module, plan: Plan) -> Head | None:
