@@ -45,8 +45,8 @@ HELD_OUT = 8
 # architecture -> images per round on a CPU, wished multiple of the best peer as it comes
 NETWORKS: dict[str, tuple[int, float | None]] = {
     "mobilenetv2_100": (192, 1.9),
-    "efficientnet_b0": (128, None),
-    "resnet50": (128, 3.3),
+    "efficientnet_b0": (96, None),
+    "resnet50": (96, 3.3),
 }
 BATCH, BATCH_ON_GPU, IMAGES_ON_GPU = 32, 128, 4096
 # a run that regraft takes for so many pictures is worth measuring, and not worth compiling

@@ -57,14 +57,18 @@ class Fetch(Protocol):
 
 
 @contextmanager
-def fetching(count: int) -> Iterator[Fetch]:
-    """Have what reads about `count` objects as fast as this machine can."""
+def fetching(count: int, many: int | None = None) -> Iterator[Fetch]:
+    """Have what reads about `count` objects as fast as this machine can.
+
+    many: objects from which on processes pay for their start; by default where nothing else asks
+    for the cores.
+    """
     store, known = storage.connect(), settings.load()
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         threads = _Threads(store, known.workers, cores)
         stack.callback(threads.close)
-        if count < MANY or cores == 1:
+        if cores == 1 or count < (MANY if many is None else many):
             yield threads
             return
         processes = _Processes(store, known.workers, cores)

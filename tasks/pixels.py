@@ -25,6 +25,9 @@ log = logging.getLogger("regraft")
 
 Picture = npt.NDArray[np.uint8]
 Sources = Mapping[str, tuple[str, str | None]]  # sha256 -> (key, ETag or None)
+# 1,024 fetched by threads beside an engine went at 290 images/s, by processes at 210, their start
+# of some three seconds included
+MANY_BESIDE_AN_ENGINE = 3000
 
 
 class MissingImages(RuntimeError):
@@ -135,7 +138,7 @@ def streamed(geometry: Geometry, sources: Sources) -> Iterator[Pixels | Streamed
         return
     name, in_use = _refill(missing), held.files_of(list(sources))
     with ExitStack() as stack:
-        fetch = stack.enter_context(fetching(len(missing)))
+        fetch = stack.enter_context(fetching(len(missing), MANY_BESIDE_AN_ENGINE))
         kept = stack.enter_context(shelf(name, geometry, len(missing), in_use))
         pictures = _pictures({one: sources[one] for one in missing}, geometry, fetch)
         stack.callback(pictures.close)
