@@ -34,6 +34,7 @@ PARTS = {
     "gradcam": "benchmarks.gradcam",
     "snapshot": "benchmarks.snapshot",
     "copy": "benchmarks.copying",
+    "find": "benchmarks.finding",
     "start": "benchmarks.starting",
 }
 ON_GPU = ("train", "head", "evaluate", "gradcam")

@@ -1,0 +1,43 @@
+"""Thumbnails of objects in S3, small enough to stand in a page by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+from PIL import Image
+
+from infra import settings, storage
+from infra.storage import Changed, Gone
+from vision import images
+from vision.images import BadImage
+
+SIDE = 160
+QUALITY = 80
+
+
+def thumbnails(
+    places: Iterable[tuple[str, str | None]], side: int = SIDE
+) -> Iterator[Image.Image | str]:
+    """A thumbnail of each (key, ETag) in turn, or one line that says why there is none.
+
+    Raises `StorageError` when S3 cannot be read at all.
+    """
+    store = storage.connect()
+
+    def make(place: tuple[str, str | None]) -> Image.Image | str:
+        try:
+            return images.thumbnail(store.read(*place), side)
+        except (Gone, Changed, BadImage) as problem:
+            return str(problem)
+
+    with ThreadPoolExecutor(settings.load().workers, "regraft-thumbnails") as pool:
+        yield from pool.map(make, places)
+
+
+def encoded(image: Image.Image) -> bytes:
+    """A thumbnail as JPEG."""
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
