@@ -87,8 +87,10 @@ def groups(features: Features) -> list[Indices]:
     if len(known) < 2 * SMALLEST_GROUP:
         return []
     labels = HDBSCAN(min_cluster_size=SMALLEST_GROUP, copy=True).fit_predict(features[known])
-    found = [known[labels == label] for label in range(labels.max() + 1)]
-    return sorted((_typical_first(features, some) for some in found), key=lambda one: (-len(one), one[0]))
+    found = [
+        _typical_first(features, known[labels == label]) for label in range(labels.max() + 1)
+    ]
+    return sorted(found, key=lambda members: (-len(members), int(members[0])))
 
 
 def _typical_first(features: Features, members: Indices) -> Indices:

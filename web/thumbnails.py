@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import islice
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from vision.images import BadImage
 
 SIDE = 160
 QUALITY = 80
+TOGETHER = 256
 
 
 def thumbnails(
@@ -32,8 +34,10 @@ def thumbnails(
         except (Gone, Changed, BadImage) as problem:
             return str(problem)
 
+    rest = iter(places)
     with ThreadPoolExecutor(settings.load().workers, "regraft-thumbnails") as pool:
-        yield from pool.map(make, places)
+        while some := list(islice(rest, TOGETHER)):  # or all would wait in memory
+            yield from pool.map(make, some)
 
 
 def encoded(image: Image.Image) -> bytes:
