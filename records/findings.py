@@ -352,9 +352,10 @@ def _pool(session: Session, name: str) -> int:
 
 def _known_class(asked: _Asked, name: str) -> str:
     if name not in asked.class_names:
+        mend = f": `regraft show {asked.version_id} --json` lists its classes"
         raise UnknownClass(
             f"version {asked.version_id} knows no class {name!r}"
-            f"{_meant(name, asked.class_names) or ': `regraft show` tells its classes'}"
+            f"{_meant(name, asked.class_names) or mend}"
         )
     return name
 
@@ -606,11 +607,11 @@ def _in_pool(asked: _Asked) -> str:
 def _condition(
     predicted: str | None = None, below: float | None = None, above: float | None = None
 ) -> str:
-    """SQL for what is given of these."""
+    """SQL for what is given of these; 0.95 as it is stored is a little less than 0.95."""
     parts = ["true"]
     parts += ["a.predicted = :class"] if predicted is not None else []
-    parts += ["a.confidence < :below"] if below is not None else []
-    parts += ["a.confidence >= :above"] if above is not None else []
+    parts += ["a.confidence < CAST(:below AS real)"] if below is not None else []
+    parts += ["a.confidence >= CAST(:above AS real)"] if above is not None else []
     return " AND ".join(parts)
 
 
