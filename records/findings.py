@@ -205,7 +205,7 @@ def look_alike(
     if below is None:
         below = session.scalar(text(_THRESHOLD), {"version": asked.version_id}) or LOW
     rows = session.execute(
-        text(_answers(asked, _condition(predicted=name, below=below), "confidence")),
+        text(_answers(asked, _condition(predicted=name, below=below), "confidence", _NEW)),
         asked.values | {"class": name, "below": below, "limit": COMPARED},
     )
     distinct = _without_copies(_candidates(rows))
@@ -223,7 +223,10 @@ def unknown(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    rows = session.execute(text(_unknown(asked)), asked.values | {"limit": most})
+    rows = session.execute(
+        text(_answers(asked, _ONCE_UNKNOWN, "confidence DESC", _STILL_UNKNOWN)),
+        asked.values | {"limit": most},
+    )
     told = f"unknown: version {asked.version_id} on what nobody could name before it"
     return Findings(told, tuple(one.found for one in _candidates(rows)))
 
@@ -241,7 +244,7 @@ def junk(
         return NONE
     below = _bound("below", below)
     rows = session.execute(
-        text(_answers(asked, _condition(below=below), "confidence")),
+        text(_answers(asked, _condition(below=below), "confidence", _NEW)),
         asked.values | {"below": below, "limit": most},
     )
     told = f"junk: what version {asked.version_id} is least sure of"
@@ -271,7 +274,7 @@ def matching(
         raise BadFilter(f"--above {above:g} --below {below:g} leave nothing between: swap them")
     condition = _condition(predicted=name, below=below, above=above)
     rows = session.execute(
-        text(_answers(asked, condition, "confidence DESC", new)),
+        text(_answers(asked, condition, "confidence DESC", _NEW if new else "true")),
         asked.values | {"class": name, "below": below, "above": above, "limit": most},
     )
     words = [f"version {asked.version_id}"]
@@ -594,6 +597,9 @@ def _new(class_name: str) -> str:
     )
 
 
+_NEW = _new("a.predicted")
+
+
 def _in_pool(asked: _Asked) -> str:
     """A join of its own: a small pool is better begun with than looked for in all answers."""
     if asked.pool_id is None:
@@ -615,12 +621,19 @@ def _condition(
     return " AND ".join(parts)
 
 
-def _answers(asked: _Asked, condition: str, order: str, new: bool = True) -> str:
-    """SQL for the first answers of a version that meet a condition."""
+# Said twice: the first finds them from either side, the second knows the last word.
+_ONCE_UNKNOWN = "a.sha256 IN (SELECT u.sha256 FROM pool_acts u WHERE u.act = 'unknown')"
+_STILL_UNKNOWN = """
+    i.mark IS NULL AND t.act = 'unknown' AND (t.version_id IS NULL OR t.version_id < :version)
+"""
+
+
+def _answers(asked: _Asked, condition: str, order: str, spoken: str) -> str:
+    """SQL for the first answers of a version that meet a condition and one on what was said."""
     return f"""
         SELECT {_columns(*_AS_ANSWERED)} FROM pool_answers a {_PICTURE}
         WHERE a.version_id = :version AND {condition} AND {_in_pool(asked)}
-          AND ({_new("a.predicted") if new else "true"})
+          AND {spoken}
         ORDER BY a.{order} LIMIT :limit
     """  # noqa: S608
 
@@ -631,7 +644,7 @@ def _of_classes(asked: _Asked) -> str:
         SELECT found.* FROM unnest(CAST(:others AS text[])) AS w (name) CROSS JOIN LATERAL (
             SELECT {_columns(*_AS_ANSWERED)} FROM pool_answers a {_PICTURE}
             WHERE a.version_id = :version AND a.predicted = w.name AND {_in_pool(asked)}
-              AND {_new("a.predicted")}
+              AND {_NEW}
             ORDER BY a.confidence DESC LIMIT :each) found
         UNION ALL
         SELECT found.* FROM unnest(CAST(:targets AS text[])) AS w (name) CROSS JOIN LATERAL (
@@ -641,16 +654,4 @@ def _of_classes(asked: _Asked) -> str:
             WHERE s.version_id = :version AND s.class_name = w.name AND {_in_pool(asked)}
               AND {_new("s.class_name")}
             ORDER BY s.confidence DESC LIMIT :each) found
-    """  # noqa: S608
-
-
-def _unknown(asked: _Asked) -> str:
-    """SQL for what was called unknown before this version answered."""
-    return f"""
-        SELECT {_columns(*_AS_ANSWERED)}
-        FROM (SELECT DISTINCT sha256 FROM pool_acts WHERE act = 'unknown') u
-        JOIN pool_answers a ON a.version_id = :version AND a.sha256 = u.sha256 {_PICTURE}
-        WHERE t.act = 'unknown' AND (t.version_id IS NULL OR t.version_id < :version)
-          AND i.mark IS NULL AND {_in_pool(asked)}
-        ORDER BY a.confidence DESC LIMIT :limit
     """  # noqa: S608
