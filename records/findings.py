@@ -467,7 +467,7 @@ _TARGETS = """
 
 
 def _varied(
-    rows: Sequence[Found], features: Mapping[str, memoryview], most: int
+    rows: Sequence[Found], features: Mapping[str, bytes], most: int
 ) -> list[Found]:
     if not rows:
         return []
@@ -555,7 +555,7 @@ def _without_copies(candidates: Sequence[_Candidate]) -> list[_Candidate]:
 
 def _features(
     session: Session, version_id: int, candidates: Iterable[_Candidate]
-) -> dict[str, memoryview]:
+) -> dict[str, bytes]:
     """What is stored of them, by digest; those of a swept version are gone."""
     query = select(Embedding.sha256, Embedding.features).where(
         Embedding.version_id == version_id,

@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 SMALLEST_GROUP = 5
 
 
-def unit(rows: Sequence[bytes | memoryview | None]) -> Features:
+def unit(rows: Sequence[bytes | None]) -> Features:
     """Stored features (float16, little-endian) as vectors of length one, float32 [N, width].
 
     A picture without features is a vector of zeros, which is like no other. If none has any the
