@@ -61,7 +61,7 @@ class Found:
     pool: str
     key: str
     etag: str
-    version_id: int
+    version: int
     class_name: str
     confidence: float
     predicted: str

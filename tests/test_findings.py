@@ -306,7 +306,7 @@ def test_unknown_waits_for_a_later_version(session: Session) -> None:
     key = f"{DAY}stray-1.jpg"
     act(session, key, "unknown", version_id=1, predicted="antelope", confidence=0.45)
     assert [row.key for row in findings.unknown(session).rows] == [key]
-    assert [row.version_id for row in findings.unknown(session).rows] == [2]
+    assert [row.version for row in findings.unknown(session).rows] == [2]
     assert findings.unknown(session, version_id=1).rows == ()
     assert key not in {row.key for row in findings.look_alike(session, "antelope").rows}
     act(session, key, "unknown", version_id=2, predicted="antelope", confidence=0.45)
@@ -336,7 +336,7 @@ def test_free_filters_bound_class_and_confidence(session: Session) -> None:
     assert findings.matching(session, "okapi", most=1).rows[0].act == "label"
     between = findings.matching(session, above=0.5, below=0.6, pool="pools/night")
     assert names(between) == ["lion-2.jpg"]
-    assert {row.version_id for row in findings.matching(session, version_id=1).rows} == {1}
+    assert {row.version for row in findings.matching(session, version_id=1).rows} == {1}
 
 
 def test_what_is_gone_is_not_shown(session: Session) -> None:
