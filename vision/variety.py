@@ -14,6 +14,8 @@ Indices = npt.NDArray[np.int64]
 
 # Pictures that are a group, at least; fewer are each for itself.
 SMALLEST_GROUP = 5
+# HDBSCAN lets a group keep what lies far off when nothing else is near; below this it is in none.
+MEMBERSHIP = 0.2
 
 
 def unit(rows: Sequence[bytes | None]) -> Features:
@@ -86,7 +88,8 @@ def groups(features: Features) -> list[Indices]:
     known = np.flatnonzero(features.any(axis=1))
     if len(known) < 2 * SMALLEST_GROUP:
         return []
-    labels = HDBSCAN(min_cluster_size=SMALLEST_GROUP, copy=True).fit_predict(features[known])
+    fitted = HDBSCAN(min_cluster_size=SMALLEST_GROUP, copy=True).fit(features[known])
+    labels = np.where(fitted.probabilities_ >= MEMBERSHIP, fitted.labels_, -1)
     found = [
         _typical_first(features, known[labels == label]) for label in range(labels.max() + 1)
     ]
