@@ -45,7 +45,7 @@ def main() -> None:
         rows, slowest = measured()
     notes = (
         "A filter takes what it needs from an index in its order and stops there: after as many "
-        "answers as are shown, or after the 2,000 that are compared with each other. In the worst "
+        "answers as are shown, or after the 1,000 that are compared with each other. In the worst "
         "case, a pool of which nearly nothing meets the condition, more is passed over.",
         f"The longest statement of the slowest filter:\n\n```\n{slowest}\n```",
     )

@@ -25,7 +25,7 @@ from vision.plan import Plan
 
 # Answers that are compared with each other at most, and those that a class brings at least where
 # there is room: a burst of forty frames must not be all that is looked at.
-COMPARED = 2000
+COMPARED = 1000
 OF_A_CLASS = 200
 # A confidence that is low where the identification had no threshold of its own.
 LOW = 0.8

@@ -1,6 +1,6 @@
 """Which of many pictures to look at: copies once, no burst instead of a choice, likes together.
 
-numpy and scikit-learn alone, no torch: pages and the command line ask it. What it does grows with
+numpy and scipy alone, no torch: pages and the command line ask it. What it does grows with
 the square of the pictures, so callers bring some thousands at most.
 """
 
@@ -14,8 +14,8 @@ Indices = npt.NDArray[np.int64]
 
 # Pictures that are a group, at least; fewer are each for itself.
 SMALLEST_GROUP = 5
-# HDBSCAN lets a group keep what lies far off when nothing else is near; below this it is in none.
-MEMBERSHIP = 0.2
+# The share of the median distance up to which pictures are alike (docs/log.md has others).
+ALIKE = 0.75
 
 
 def unit(rows: Sequence[bytes | None]) -> Features:
@@ -81,18 +81,19 @@ def varied(features: Features, worth: npt.NDArray[np.float32], most: int) -> Ind
 def groups(features: Features) -> list[Indices]:
     """Pictures that are like each other, as indices, each from its most typical on; largest first.
 
-    A picture that is in no group is like no others. features: as from `unit`.
+    Average linkage on the distances of cosines, cut at `ALIKE` times their median. A picture that
+    is in no group is like no others. features: as from `unit`.
     """
-    from sklearn.cluster import HDBSCAN
+    from scipy.cluster.hierarchy import fcluster, linkage
 
     known = np.flatnonzero(features.any(axis=1))
     if len(known) < 2 * SMALLEST_GROUP:
         return []
-    fitted = HDBSCAN(min_cluster_size=SMALLEST_GROUP, copy=True).fit(features[known])
-    labels = np.where(fitted.probabilities_ >= MEMBERSHIP, fitted.labels_, -1)
-    found = [
-        _typical_first(features, known[labels == label]) for label in range(labels.max() + 1)
-    ]
+    some = features[known]
+    gaps = np.clip(1.0 - some @ some.T, 0.0, None)[np.triu_indices(len(known), 1)]
+    labels = fcluster(linkage(gaps, "average"), ALIKE * np.median(gaps), "distance")
+    sets = [known[labels == label] for label in range(1, labels.max() + 1)]
+    found = [_typical_first(features, one) for one in sets if len(one) >= SMALLEST_GROUP]
     return sorted(found, key=lambda members: (-len(members), int(members[0])))
 
 
