@@ -35,6 +35,7 @@ PARTS = {
     "gradcam": "benchmarks.gradcam",
     "snapshot": "benchmarks.snapshot",
     "copy": "benchmarks.copying",
+    "find": "benchmarks.finding",
     "start": "benchmarks.starting",
 }
 ON_GPU = ("train", "head", "evaluate", "gradcam")

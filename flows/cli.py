@@ -39,6 +39,8 @@ benchmark_app = typer.Typer(help="Freeze, grow and look at the benchmark.", no_a
 intake_app = typer.Typer(help="Decide about batches of new images.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(intake_app, name="intake")
+find_app = typer.Typer(invoke_without_command=True)
+app.add_typer(find_app, name="find")
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
 By = Annotated[
@@ -56,6 +58,17 @@ Precision = Annotated[
     float, typer.Option(help="What its threshold shall reach: a share of answers that are right.",
                         min=0.001, max=1)
 ]  # fmt: skip
+
+OfVersion = Annotated[
+    int | None, typer.Option("--version", help="Whose answers; by default the newest's.")
+]
+OfPool = Annotated[str | None, typer.Option("--pool", help="This pool alone, as s3://PREFIX.")]
+Limit = Annotated[int, typer.Option("--limit", help="How many pictures, at most.", min=1)]
+Csv = Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")]
+Sheet = Annotated[
+    Path | None,
+    typer.Option("--sheet", help="Write a contact sheet of thumbnails here: .html or .png."),
+]
 
 From = Annotated[
     int | None, typer.Option("--from", help="A pretrained version to start from.")
@@ -750,6 +763,178 @@ def _plain_text(words: str) -> str:
     from rich.markup import escape
 
     return escape(words)
+
+
+# --- findings -------------------------------------------------------------------------------
+
+
+@find_app.callback()
+def find(
+    context: typer.Context,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Predicted as this class.")
+    ] = None,
+    below: Annotated[float | None, typer.Option(help="At less than this confidence.")] = None,
+    above: Annotated[float | None, typer.Option(help="At this confidence or more.")] = None,
+    version: OfVersion = None,
+    pool: OfPool = None,
+    new: Annotated[
+        bool,
+        typer.Option("--new", help="Neither known to library or benchmark, nor spoken of."),
+    ] = False,
+    limit: Limit = 60,
+    as_csv: Csv = False,
+    as_json: Json = False,
+    sheet: Sheet = None,
+) -> None:
+    """Find pictures in pools by what a version answered: by one of the filters below, or your own.
+
+    Example: regraft find --class okapi --above 0.9 --new --sheet okapis.html
+    """
+    if context.invoked_subcommand is not None:
+        sources = [context.get_parameter_source(name) for name in context.params]
+        if any(source and source.name != "DEFAULT" for source in sources):
+            raise typer.BadParameter(f"write options behind `{context.invoked_subcommand}`")
+        return
+    from flows import finding
+    from records import findings
+
+    finding.tell(
+        lambda session: findings.matching(
+            session, class_name, below, above, version, pool, new, limit
+        ),
+        as_csv, as_json, sheet,
+    )  # fmt: skip
+
+
+@find_app.command()
+def scarce(
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="This class alone, however many it has.")
+    ] = None,
+    fewer: Annotated[
+        int | None,
+        typer.Option(
+            help="Classes of fewer usable images are scarce; by default twice the nights' cutoff.",
+            min=1,
+        ),
+    ] = None,
+    version: OfVersion = None,
+    pool: OfPool = None,
+    limit: Limit = 60,
+    as_csv: Csv = False,
+    as_json: Json = False,
+    sheet: Sheet = None,
+) -> None:
+    """Find new pictures of classes that have few images: best first, and no two much alike.
+
+    Example: regraft find scarce --fewer 40 --sheet scarce.html
+    """
+    from flows import finding
+    from records import findings
+
+    finding.tell(
+        lambda session: findings.scarce(session, class_name, version, pool, fewer, limit),
+        as_csv, as_json, sheet,
+    )  # fmt: skip
+
+
+@find_app.command()
+def staged(
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="This class alone.")
+    ] = None,
+    version: OfVersion = None,
+    pool: OfPool = None,
+    limit: Limit = 60,
+    as_csv: Csv = False,
+    as_json: Json = False,
+    sheet: Sheet = None,
+) -> None:
+    """Find new pictures of classes that rest on staged or synthetic images, to replace those.
+
+    Example: regraft find staged --limit 200 --csv
+    """
+    from flows import finding
+    from records import findings
+
+    finding.tell(
+        lambda session: findings.staged(session, class_name, version, pool, limit),
+        as_csv, as_json, sheet,
+    )  # fmt: skip
+
+
+@find_app.command("look-alike")
+def look_alike(
+    class_name: Annotated[str, typer.Argument(metavar="CLASS", help="What they are taken for.")],
+    below: Annotated[
+        float | None,
+        typer.Option(help="At less than this confidence; by default the version's threshold."),
+    ] = None,
+    group: Annotated[int | None, typer.Option(help="All of this group.", min=1)] = None,
+    version: OfVersion = None,
+    pool: OfPool = None,
+    limit: Limit = 60,
+    as_csv: Csv = False,
+    as_json: Json = False,
+    sheet: Sheet = None,
+) -> None:
+    """Find what a version takes for CLASS without being sure, likes together: is one group new?
+
+    Example: regraft find look-alike antelope --sheet gazelles.html
+    """
+    from flows import finding
+    from records import findings
+
+    finding.tell(
+        lambda session: findings.look_alike(
+            session, class_name, version, pool, below, group, limit
+        ),
+        as_csv, as_json, sheet,
+    )  # fmt: skip
+
+
+@find_app.command()
+def unknown(
+    version: OfVersion = None,
+    pool: OfPool = None,
+    limit: Limit = 60,
+    as_csv: Csv = False,
+    as_json: Json = False,
+    sheet: Sheet = None,
+) -> None:
+    """Find what people could not name and a later version has answered, the surest first.
+
+    Example: regraft find unknown --sheet unknown.html
+    """
+    from flows import finding
+    from records import findings
+
+    finding.tell(
+        lambda session: findings.unknown(session, version, pool, limit), as_csv, as_json, sheet
+    )
+
+
+@find_app.command()
+def junk(
+    below: Annotated[float | None, typer.Option(help="At less than this confidence.")] = None,
+    version: OfVersion = None,
+    pool: OfPool = None,
+    limit: Limit = 60,
+    as_csv: Csv = False,
+    as_json: Json = False,
+    sheet: Sheet = None,
+) -> None:
+    """Find what a version is least sure of, to remove much at once.
+
+    Example: regraft find junk --below 0.2 --limit 5000 --csv > junk.csv
+    """
+    from flows import finding
+    from records import findings
+
+    finding.tell(
+        lambda session: findings.junk(session, below, version, pool, limit), as_csv, as_json, sheet
+    )
 
 
 # --- questions ------------------------------------------------------------------------------

@@ -39,12 +39,14 @@ class ClassCount:
     test: int
 
 
+# What a snapshot may choose, as a condition on images i.
+USABLE = "i.withdrawn_at IS NULL AND i.split <> 'held'"
+
 # A class's newest images are those of its newest batches; within a batch the digest decides.
 # No clock and no listing order has a part in it, so a repeated run chooses the same images. The
 # index ix_images_choice holds them in this very order, so `most` reads no more than it takes.
-_USABLE = "i.withdrawn_at IS NULL AND i.split <> 'held'"
 _KEPT = f"""
-    SELECT i.sha256, i.split FROM images i WHERE i.class_id = c.id AND {_USABLE}
+    SELECT i.sha256, i.split FROM images i WHERE i.class_id = c.id AND {USABLE}
     ORDER BY i.batch_id DESC, i.sha256
 """  # noqa: S608  (constants of this module, here and below)
 
@@ -58,7 +60,7 @@ def export(
     doubled; nothing grows with the rows.
     """
     # Without `most` nothing has to be ranked, and several processes of Postgres sort together.
-    source = f"images i ON i.class_id = c.id AND {_USABLE}"
+    source = f"images i ON i.class_id = c.id AND {USABLE}"
     if most is not None:
         source = f"LATERAL ({_KEPT} LIMIT %(most)s) i ON true"
     session.execute(text("SET LOCAL work_mem = '64MB'"))  # to sort a million in few pieces
@@ -82,7 +84,7 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
             FROM classes c
             CROSS JOIN LATERAL (
                 SELECT count(*) AS usable FROM images i
-                WHERE i.class_id = c.id AND {_USABLE}) u
+                WHERE i.class_id = c.id AND {USABLE}) u
             CROSS JOIN LATERAL (
                 SELECT count(*) FILTER (WHERE split = 'train') AS train,
                        count(*) FILTER (WHERE split = 'validation') AS validation,

@@ -255,6 +255,13 @@ class Image(Base):
             postgresql_where=text("withdrawn_at IS NULL AND split <> 'held'"),
         ),
         Index(
+            "ix_images_made",
+            "class_id",
+            postgresql_where=text(
+                "withdrawn_at IS NULL AND split <> 'held' AND origin <> 'real'"
+            ),
+        ),
+        Index(
             "ix_images_line",
             "class_id",
             "sub_class",

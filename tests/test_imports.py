@@ -37,7 +37,9 @@ def loaded(*words: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [("status",), ("show", "1"), ("failures", "1"), ("intake", "show", "1")], ids=str
+    "words",
+    [("status",), ("show", "1"), ("failures", "1"), ("intake", "show", "1"), ("find", "junk")],
+    ids=str,
 )
 def test_questions_load_nothing_heavy(
     words: tuple[str, ...], database: Database, storage: Storage

@@ -187,6 +187,17 @@ def decode(body: bytes) -> Image.Image:
     return _upright(picture.image, picture.orientation)
 
 
+def thumbnail(body: bytes, side: int) -> Image.Image:
+    """The upright RGB picture in these bytes, whole and no longer than `side` pixels either way.
+
+    Raises BadImage.
+    """
+    picture = _decoded(body, side)
+    image = _upright(picture.image, picture.orientation)
+    image.thumbnail((side, side))
+    return image
+
+
 def prepare(image: Image.Image, geometry: Geometry) -> Pixels:
     """The square of an upright RGB picture: uint8 [side, side, 3].
 

@@ -1,0 +1,98 @@
+"""What a filter found as a table, CSV, JSON and contact sheet: the same rows in each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from io import StringIO
+from pathlib import Path
+
+import typer
+from sqlalchemy.orm import Session
+
+from infra import database
+from records.findings import Findings, Found
+
+SHEETS = (".html", ".png")
+# Cells that begin so are formulas to spreadsheets, which run what a class or a key is named.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class BadSheet(ValueError):
+    """A contact sheet that cannot be written; the message names the file and the mend."""
+
+
+def tell(
+    ask: Callable[[Session], Findings], as_csv: bool, as_json: bool, sheet: Path | None
+) -> None:
+    """Ask a filter and print what it found; a contact sheet is written beside that."""
+    if as_csv and as_json:
+        raise BadSheet("--csv and --json: choose one")
+    if sheet is not None:
+        _check(sheet)
+    with database.connect().transaction() as session:
+        found = ask(session)
+    if as_json:
+        rows = [asdict(row) for row in found.rows]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif as_csv:
+        typer.echo(as_text(found), nl=False)
+    elif found.rows:
+        _show(found)
+    if not found.rows:
+        _say(f"nothing found: {found.told}")
+    elif sheet is not None:
+        _write(sheet, found)
+        _say(f"wrote {sheet}")
+
+
+def as_text(found: Findings) -> str:
+    """The rows as CSV with a line of names; a cell that a spreadsheet would run begins with '."""
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([one.name for one in fields(Found)])
+    writer.writerows([_inert(value) for value in asdict(row).values()] for row in found.rows)
+    return buffer.getvalue()
+
+
+def _inert(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+
+
+def _show(found: Findings) -> None:
+    from rich.markup import escape
+
+    from flows.grid import table
+
+    _say(found.told)
+    headed = any(row.heading for row in found.rows)
+    before = ""
+    rows = []
+    for row in found.rows:
+        words = "" if row.heading == before else row.heading
+        before = row.heading
+        told = [row.offer, row.key, ", ".join(row.remarks)]
+        rows.append([escape(cell) for cell in ([words, *told] if headed else told)])
+    table([*(["among"] if headed else []), "class", "picture", "remarks"], rows)
+
+
+def _check(sheet: Path) -> None:
+    if sheet.suffix.lower() not in SHEETS:
+        raise BadSheet(f"--sheet {sheet}: a name that ends in {' or '.join(SHEETS)}")
+    if not sheet.parent.is_dir():
+        raise BadSheet(f"--sheet {sheet}: {sheet.parent} is not a folder")
+
+
+def _write(path: Path, found: Findings) -> None:
+    from web import sheet
+
+    if path.suffix.lower() == ".png":
+        path.write_bytes(sheet.png(found))
+    else:
+        path.write_text(sheet.html(found), encoding="utf-8")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
