@@ -29,7 +29,11 @@ class SnapshotRow:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """What a class has for a snapshot; `lacks` above 0 leaves it out."""
+    """What a class has for a snapshot; `lacks` above 0 leaves it out.
+
+    One that has no image to train on, or none to validate on because a model found them all, lacks
+    at least that one.
+    """
 
     class_name: str
     usable: int
@@ -78,7 +82,9 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
     rows = session.execute(
         text(
             f"""
-            SELECT c.name, u.usable, greatest(:cutoff - u.usable, 0), k.train, k.validation, k.test
+            SELECT c.name, u.usable,
+                   greatest(:cutoff - u.usable, (least(k.train, k.validation) = 0)::int),
+                   k.train, k.validation, k.test
             FROM classes c
             CROSS JOIN LATERAL (
                 SELECT count(*) AS usable FROM images i

@@ -4,7 +4,7 @@ No torch here: records and pages read answers too.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,6 +143,39 @@ class Answers:
     def confidence(self) -> npt.NDArray[np.float32]:
         """Probability of the best class, [N]."""
         return self.confidences[:, 0]
+
+    def renamed(self, now: Mapping[str, str]) -> "Answers":
+        """The same answers with other names for some classes; where two become one they add up.
+
+        Of k best classes fewer may be left, equally many of each image.
+        """
+        named = [now.get(name, name) for name in self.class_names]
+        labels = tuple(now.get(label, label) for label in self.labels)
+        names = tuple(dict.fromkeys(named))
+        place = {name: index for index, name in enumerate(names)}
+        top = np.array([place[name] for name in named], dtype=np.int64)[self.top]
+        if len(names) == len(named):
+            return replace(self, labels=labels, class_names=names, top=top)
+        count, best = self.top.shape
+        rows = np.repeat(np.arange(count), best)
+        summed = np.zeros((count, len(names)))
+        np.add.at(summed, (rows, top.ravel()), self.confidences.ravel())
+        listed = np.zeros((count, len(names)), dtype=bool)
+        listed[rows, top.ravel()] = True
+        kept = int(listed.sum(axis=1).min(initial=len(names)))
+        if best < len(self.class_names):  # then no row is known to have them all
+            kept = max(1, min(kept, len(names) - 1))
+        order = np.argsort(np.where(listed, -summed, 1), axis=1, kind="stable")[:, :kept]
+        true = np.array([place.get(label, -1) for label in labels], dtype=np.int64)
+        own = np.where(true < 0, 0, summed[np.arange(count), true])
+        return Answers(
+            images=self.images,
+            labels=labels,
+            class_names=names,
+            top=order,
+            confidences=np.minimum(np.take_along_axis(summed, order, axis=1), 1),
+            label_confidence=np.minimum(np.maximum(own, self.label_confidence), 1),
+        )
 
     def select(self, mask: npt.ArrayLike) -> "Answers":
         """Keep the rows of a boolean mask [N] or of integer indices, in their order."""
