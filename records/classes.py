@@ -99,8 +99,9 @@ def as_known_to(
         now = today.get(label, label)
         return mine.get(label) or mine.get(now) or now
 
-    known = {label: word(label) for label in set(labels := list(labels))}
-    return [known[label] for label in labels]
+    asked = list(labels)
+    known = {label: word(label) for label in set(asked)}
+    return [known[label] for label in asked]
 
 
 def renamed(class_names: Sequence[str], today: Mapping[str, str]) -> tuple[str, ...]:

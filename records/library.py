@@ -10,7 +10,6 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 
-
 @dataclass(frozen=True)
 class ClassRow:
     """How many usable images a class has, by split."""

@@ -305,7 +305,8 @@ def answers_of(
 ) -> Answers:
     """Answers for images that S3 or the pixel cache holds, by a version that is ready.
 
-    labels: in any words of any time; the answers have them in the words of the version. advance: is told how many images have been gathered so far.
+    labels: in the words of any time; the answers have them in those of the version. advance: is
+    told how many images have been gathered so far.
     """
     loaded = answering.loaded
     if not set(labels) <= set(loaded.class_names):

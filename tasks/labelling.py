@@ -139,7 +139,7 @@ def split(
         return classes.split(session, name, parts, by, why, new_classes)
 
 
-# --- the moves that acts owe -----------------------------------------------------------------------------
+# --- the moves that acts owe ------------------------------------------------------------------
 
 
 def follow(advance: Callable[[int, int], object] | None = None) -> Followed:
@@ -157,8 +157,9 @@ def follow(advance: Callable[[int, int], object] | None = None) -> Followed:
             try:
                 after, settled, told = _follow_some(pool, after)
             except StorageError as error:
-                return Followed(moved, (*waiting, f"{error}; what was done is written down, and "
-                                        "its objects follow with the next act or night"))  # fmt: skip
+                waiting.append(f"{error}; what was done is written down, and its objects follow "
+                               "with the next act or night")  # fmt: skip
+                break
             moved, done = moved + settled, done + settled + len(told)
             waiting += told
             if advance is not None:

@@ -339,7 +339,9 @@ def repeat(
         [one.class_name for one in members],
         engine_of(recorded.runtime),
     )
-    pairs = ((before.label_confidence, again.label_confidence),
+    # A class that was merged since has another label, of which nothing was recorded.
+    alike = [one == other for one, other in zip(before.labels, again.labels, strict=True)]
+    pairs = ((before.label_confidence[alike], again.label_confidence[alike]),
              (before.confidence, again.confidence))  # fmt: skip
     apart = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
     return Repeated(len(names), apart)
