@@ -31,8 +31,7 @@ class SnapshotRow:
 class ClassCount:
     """What a class has for a snapshot; `lacks` above 0 leaves it out.
 
-    One that has no image to train on, or none to validate on because a model found them all, lacks
-    at least that one.
+    One that rests on mined images, which only train, lacks at least the image to validate on.
     """
 
     class_name: str
@@ -83,7 +82,9 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
         text(
             f"""
             SELECT c.name, u.usable,
-                   greatest(:cutoff - u.usable, (least(k.train, k.validation) = 0)::int),
+                   greatest(:cutoff - u.usable, CASE WHEN k.validation = 0 AND EXISTS (
+                       SELECT 1 FROM images i WHERE i.class_id = c.id AND i.mined AND {_USABLE})
+                       THEN 1 ELSE 0 END),
                    k.train, k.validation, k.test
             FROM classes c
             CROSS JOIN LATERAL (

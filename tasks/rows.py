@@ -37,7 +37,7 @@ def read_rows(name: str, body: bytes, required: Collection[str]) -> list[Row]:
     )
     if not is_json:
         rows = _csv_rows(name, text, required)
-    elif begins == "[":
+    elif begins == "[" and not name.endswith(".jsonl"):
         rows = _listed_rows(name, text, required)
     else:
         rows = _json_rows(name, text, required)
@@ -51,8 +51,6 @@ def _csv_rows(name: str, text: str, required: Collection[str]) -> Iterator[Row]:
     # The csv module stops at 128 KiB a field; longer ones must reach the check that names them.
     csv.field_size_limit(len(text) + 1)
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    if not text.strip():
-        return
     _require(name, reader.fieldnames or [], required)
     for number, row in enumerate(reader, start=2):
         yield number, {column: value for column, value in row.items() if column is not None}
