@@ -324,24 +324,18 @@ def accept_batch(
 def _as_people_said(session: Session, accepted: list[Accepted]) -> list[Accepted]:
     """Mark what came from a pool as mined, by whoever labelled it.
 
-    The copy of a label that no longer stands is quarantined until it is taken away.
+    The copy of a label that no longer stands waits without a batch, until it is taken away or its
+    label stands again.
     """
     stale = labels.taken_back(session, [one.object_id for one in accepted])
-    quarantine(
-        session,
-        [
-            Refused(
-                number, None, key, "label_stands",
-                "the label that brought it here was taken back: its copy goes with the next night",
-            )
-            for number, key in stale.items()
-        ],
-        validation_id=None,
-    )  # fmt: skip
-    said = labels.said_of(session, [one.sha256 for one in accepted])
+    session.execute(
+        text("UPDATE objects SET batch_id = NULL WHERE id = ANY(:ids) AND state = 'pending'"),
+        {"ids": list(stale)},
+    )
+    by = labels.labelled_by(session, [one.sha256 for one in accepted])
     return [
-        replace(one, mined=True, labelled_by=f"person:{said[one.sha256].by}")
-        if one.sha256 in said
+        replace(one, mined=True, labelled_by=f"person:{by[one.sha256]}")
+        if one.sha256 in by
         else one
         for one in accepted
         if one.object_id not in stale

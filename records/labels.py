@@ -319,20 +319,12 @@ def settled(session: Session, act_ids: Sequence[int]) -> None:
 # --- what intake asks -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Said:
-    """Whose label a picture comes in by. to_key: where its one standing copy belongs."""
-
-    by: str
-    to_key: str
-
-
-def said_of(session: Session, digests: Collection[str]) -> dict[str, Said]:
-    """By digest, the pictures of pools that a person labelled, and whose label still stands."""
+def labelled_by(session: Session, digests: Collection[str]) -> dict[str, str]:
+    """Who labelled those of these pictures that came from a pool and whose label stands."""
     rows = session.execute(
         text(
             """
-            SELECT sha256, done_by, to_key FROM (
+            SELECT sha256, done_by FROM (
                 SELECT DISTINCT ON (sha256) * FROM pool_acts
                 WHERE sha256 = ANY(:digests) AND act = ANY(:saying) ORDER BY sha256, id DESC) newest
             WHERE act = 'label'
@@ -340,15 +332,15 @@ def said_of(session: Session, digests: Collection[str]) -> dict[str, Said]:
         ),
         {"digests": list(digests), "saying": list(SAYING)},
     )
-    return {sha256: Said(by, to_key) for sha256, by, to_key in rows}
+    return {sha256: by for sha256, by in rows}  # noqa: C416  (dict(Row) is typed less well)
 
 
-def taken_back(session: Session, object_ids: Collection[int]) -> dict[int, str]:
-    """By number the keys of those objects that are copies by a label which stands no longer."""
-    rows = session.execute(
+def taken_back(session: Session, object_ids: Collection[int]) -> set[int]:
+    """Which of these objects are copies by a label that stands no longer."""
+    rows = session.scalars(
         text(
             """
-            SELECT o.id, o.key FROM objects o
+            SELECT o.id FROM objects o
             WHERE o.id = ANY(:ids)
               AND EXISTS (SELECT 1 FROM pool_acts a WHERE a.sha256 = o.sha256 AND a.act = 'label'
                           AND a.to_key = o.key)
@@ -359,7 +351,7 @@ def taken_back(session: Session, object_ids: Collection[int]) -> dict[int, str]:
         ),
         {"ids": list(object_ids), "saying": list(SAYING)},
     )
-    return {number: key for number, key in rows}  # noqa: C416  (dict(Row) is typed less well)
+    return set(rows)
 
 
 # --- what is there --------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_a_label_can_be_taken_back_and_given_again(
 def test_a_label_taken_back_during_an_intake_does_not_come_in(
     database: Database, storage: Storage, found: dict[str, str]
 ) -> None:
-    """The copy was listed already; it is refused, and gone the next time."""
+    """The copy was listed already; it waits, is gone the next time, and may be wished again."""
     digest = found["0.png"]
     key = f"labelled/ring/{digest}.png"
     labelling.label([wish("a", digest, "ring")], "Ann")
@@ -216,12 +216,15 @@ def test_a_label_taken_back_during_an_intake_does_not_come_in(
     with database.transaction() as session:
         labels.dismiss(session, [wish("a", digest)], "Ann")
     check_batch.fn(run_id, intake.batch_id, intakes.Rules())
-    assert set(reasons(database, key)) == {"label_stands"}
+    assert (state(database, key), reasons(database, key)) == ("pending", {})
     with database.transaction() as session:
         intakes.runs.close(session, run_id, "completed", None)
     take_in(database)
     assert state(database, key) is None
     assert query(database, "SELECT 1 FROM images WHERE mined") == []
+    labelling.label([wish("a", digest, "ring")], "Ann")
+    take_in(database)
+    assert label(database, key) == ("ring", "", "train")
     check_invariants(database, storage)
 
 
