@@ -1,7 +1,6 @@
 """Labels from pools: by a person, all or nothing, once, and whoever was killed between two stores."""
 
 import json
-import multiprocessing
 import os
 import pty
 import subprocess
@@ -12,6 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import intakes
+import labelling_process
 import pytest
 import worlds
 from intakes import label, picture, put, query, reasons, state, take_in
@@ -366,7 +366,6 @@ def test_other_objects_under_the_key_are_left_alone(
     storage.delete(POOL + "0.png")
     assert labelling.follow() == labelling.Followed(1)
     assert storage.read(POOL + "0.png") == body
-    in_pool(database, storage, {"2.png": other})
     labelling.remove([Wish("a", key=POOL + "3.png")], "Ann")
     in_pool(database, storage, {"3.png": other})
     with pytest.raises(BadLabels, match="'pools/gate/3\\.png' holds another"):
@@ -408,36 +407,26 @@ def pool(services: Addresses, template: str) -> World:
     return world
 
 
-def both(names: list[str]) -> None:
-    """Label some pictures and remove all, as one process does."""
-    keyed = [Wish(name, key=POOL + name, label="okapi") for name in names]
-    labelling.label(keyed[:8], "Ann", ["okapi"])
-    labelling.remove(keyed, "Ann")
-
-
-def _act(environment: dict[str, str], names: list[str]) -> None:
-    os.environ.update(environment)
-    both(names)
-
-
 def act(world: World) -> ForkServerProcess:
-    """Do it in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    names = sorted(f"{number}.png" for number in range(12))
-    process = context.Process(target=_act, args=(world.environment(), names))
-    process.start()
-    return process
+    """Label eight of them and remove all, in a process of its own."""
+    keys = sorted(f"{POOL}{number}.png" for number in range(12))
+    return labelling_process.begin(world.environment(), keys)
 
 
 def left(world: World) -> dict[str, Any]:
     """All that is left, in words that know no clock."""
     return {
-        "acts": world.ask("SELECT sha256, act, class_name, key, to_key, done_by FROM pool_acts"),
+        "acts": world.ask(
+            "SELECT sha256, act, class_name, key, to_key, done_by FROM pool_acts ORDER BY id"
+        ),
         "classes": world.ask("SELECT name, made_by FROM classes ORDER BY id"),
         "class acts": world.ask("SELECT act, name, done_by FROM class_acts"),
         "owed": world.ask("SELECT act_id FROM pool_moves"),
         "gone": world.ask("SELECT key, gone_at IS NULL FROM pool_objects ORDER BY key"),
-        "images": world.ask("SELECT sha256, class_id, split, mined FROM images ORDER BY sha256"),
+        "images": world.ask(
+            "SELECT sha256, name, split, mined FROM images i JOIN classes c ON c.id = class_id "
+            "ORDER BY sha256"
+        ),
         "objects": sorted(
             (one.key, one.size) for one in world.storage.list() if "data-docs" not in one.key
         ),
