@@ -1,4 +1,4 @@
-"""Renaming, merging and splitting classes: what was stays as it was, and what comes knows better."""
+"""Renaming, merging and splitting classes: what was stays, and what comes knows better."""
 
 from hashlib import sha256
 

@@ -1,4 +1,4 @@
-"""Labels from pools: by a person, all or nothing, once, and whoever was killed between two stores."""
+"""Labels from pools: by a person, all or nothing, once, also when killed between two stores."""
 
 import json
 import os
