@@ -539,6 +539,32 @@ def bakeoff(entrants: Annotated[list[str], typer.Argument(
 
 
 @app.command()
+def identify(pool: Annotated[str, typer.Argument(
+                 help="s3://PREFIX in the bucket, or a folder of images, which is loaded first.")],
+             version: Annotated[int | None, typer.Option(
+                 help="The version that answers; by default the one that serves.",
+                 show_default=False)] = None,
+             target: Annotated[list[str] | None, typer.Option(
+                 help="A class to keep the confidence of in every image; may be repeated.")] = None,
+             precision: Precision = 0.95, as_json: Json = False) -> None:  # fmt: skip
+    """Answer a pool of unlabelled images by one version, and keep the answers to be asked.
+
+    Killed and run again it goes on where it was. Run it several times at once, here or elsewhere,
+    and they share the work. What the version has answered before is not answered again.
+
+    Example: regraft identify s3://pools/gate-camera --version 7 --target okapi
+    """
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows.identify import identify as flow
+
+    done = flow(pool=pool, version_id=version, targets=target or [], precision=precision)
+    _done(dataclasses.asdict(done), done.sentence, as_json)
+    if not as_json:
+        _some((f"{one.key!r}: {one.problem}" for one in done.unreadable_objects), "no picture")
+
+
+@app.command()
 def demo(images: Annotated[Path | None, typer.Option(
              help="A folder of class folders; without it, handwritten digits.")] = None,
          fresh: Annotated[bool, typer.Option(help="Begin with an empty state folder.")] = True,

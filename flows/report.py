@@ -102,7 +102,7 @@ def publish(
 
 def markdown(session: Session, run_id: int, state: str, reason: str, version_id: int | None) -> str:
     """The whole report of one run."""
-    lines = [f"# Run {run_id}: {state}", "", _inert(reason), ""]
+    lines = [f"# Run {run_id}: {state}", "", inert(reason), ""]
     lines += _library(session)
     if version_id is not None:
         lines += _version(session, version_id)
@@ -123,7 +123,7 @@ def _library(session: Session) -> list[str]:
         batch = newest[0]
         lines.append(f"Batch {batch.id} ({batch.state}) brought {batch.images} new images.")
         for name, count, example in batches.quarantine_reasons(session, batch.id):
-            lines.append(f"- {count} of {_inert(name)}: {_inert(example)}")
+            lines.append(f"- {count} of {inert(name)}: {inert(example)}")
     return [*lines, ""]
 
 
@@ -141,7 +141,7 @@ def _version(session: Session, version_id: int) -> list[str]:
     ]
     lines += [_evaluation(row) for row in evaluations.of_version(session, version_id)]
     known = figures.facts(version_id)
-    lines += ["", *(f"- {_inert(one)}" for one in figures.sentences(known))]
+    lines += ["", *(f"- {inert(one)}" for one in figures.sentences(known))]
     lines += _transfer(known) + _confusions(known)
     judged = deployments.verdict(session, version_id)
     if judged:
@@ -156,7 +156,7 @@ def _version(session: Session, version_id: int) -> list[str]:
             "|---|---|---|",
         ]
         lines += [
-            f"| {check.name} | {check.verdict} | {_inert(check.sentence)} |"
+            f"| {check.name} | {check.verdict} | {inert(check.sentence)} |"
             for check in deployments.checks(session, judged.id)
         ]
         lines += _flips(session, judged)
@@ -164,7 +164,7 @@ def _version(session: Session, version_id: int) -> list[str]:
     short = sorted((one for one in counts if one.lacks), key=lambda one: one.lacks)
     if short:
         named = ", ".join(
-            f"{_inert(one.class_name)} lacks {one.lacks}" for one in short[:MOST_CLASSES]
+            f"{inert(one.class_name)} lacks {one.lacks}" for one in short[:MOST_CLASSES]
         )
         rest = f" and {len(short) - MOST_CLASSES} more" if len(short) > MOST_CLASSES else ""
         lines += ["", f"Under the cutoff: {named}{rest}."]
@@ -185,8 +185,8 @@ def _flips(session: Session, judged: VerdictRow) -> list[str]:
         "|---|---|---|---|",
     ]
     return head + [
-        f"| {_inert(one.source_key)} | {_inert(one.label)} | {_inert(one.champion_said)} | "
-        f"{_inert(one.candidate_said)} ({one.candidate_confidence:.0%}) |"
+        f"| {inert(one.source_key)} | {inert(one.label)} | {inert(one.champion_said)} | "
+        f"{inert(one.candidate_said)} ({one.candidate_confidence:.0%}) |"
         for one in lost[:MOST_CLASSES]
     ]
 
@@ -234,12 +234,12 @@ def _confusions(known: dict[str, Any]) -> list[str]:
     if not wrong:
         return []
     named = ", ".join(
-        f"{_inert(one['label'])} as {_inert(one['predicted'])} ({one['images']})"
+        f"{inert(one['label'])} as {inert(one['predicted'])} ({one['images']})"
         for one in wrong[: figures.MOST_CONFUSED]
     )
     return ["", f"Confused most often on {known['decisive']}: {named}."]
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """Text from keys and labels, so that a table or page shows it and does not obey it."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.splitlines()))

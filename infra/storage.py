@@ -159,12 +159,13 @@ class Storage:
         given = (self.endpoint, self.bucket, self._access_key, self._secret_key, self.region)
         return type(self), given
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Give the objects under a prefix in the order of their keys, page by page."""
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Listed]:
+        """Give the objects under a prefix, those after a key, in the order of their keys."""
         if prefix:
             self._check(prefix.removesuffix("/"))
+        begin = {} if after is None else {"StartAfter": after}
         pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix
+            Bucket=self.bucket, Prefix=prefix, **begin
         )
         page_iterator = iter(pages)
         while True:

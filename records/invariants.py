@@ -222,6 +222,55 @@ QUERIES = {
         SELECT c.name FROM classes c JOIN classes b ON b.id = c.became_id
         WHERE b.became_id IS NOT NULL OR EXISTS (SELECT 1 FROM images i WHERE i.class_id = c.id)
     """,
+    # 12: pools, each picture answered once
+    "12: an identification is closed though something of it is left": """
+        SELECT i.id, s.ordinal, s.state FROM identifications i
+        JOIN shards s ON s.identification_id = i.id
+        WHERE i.state = 'completed' AND s.state <> 'done'
+    """,
+    "12: the objects of an identification are not those known and those of its shards": """
+        SELECT i.id, i.listed, i.known, coalesce(sum(s.objects), 0) FROM identifications i
+        LEFT JOIN shards s ON s.identification_id = i.id
+        GROUP BY i.id HAVING i.listed <> i.known + coalesce(sum(s.objects), 0)
+    """,
+    "12: an identification has not as many answers as its shards say": """
+        SELECT i.id, i.said, count(a.sha256) FROM (
+            SELECT i.id, coalesce(sum(s.answered), 0) AS said FROM identifications i
+            LEFT JOIN shards s ON s.identification_id = i.id GROUP BY i.id) i
+        LEFT JOIN pool_answers a ON a.identification_id = i.id
+        GROUP BY i.id, i.said HAVING i.said <> count(a.sha256)
+    """,
+    "12: a picture of an identified pool has no answer": """
+        SELECT i.id, o.key FROM identifications i
+        JOIN pool_objects o ON o.pool_id = i.pool_id AND o.problem IS NULL AND o.gone_at IS NULL
+        WHERE i.state = 'completed' AND o.read_at < i.started_at AND NOT EXISTS (
+            SELECT 1 FROM pool_answers a
+            WHERE a.version_id = i.version_id AND a.sha256 = o.sha256)
+          AND NOT EXISTS (SELECT 1 FROM identifications n
+                          WHERE n.pool_id = i.pool_id AND n.id > i.id)
+    """,
+    "12: an object of a pool was read, and its picture is not known": """
+        SELECT o.id, o.key FROM pool_objects o WHERE o.problem IS NULL
+          AND NOT EXISTS (SELECT 1 FROM pool_images p WHERE p.sha256 = o.sha256)
+    """,
+    "12: an answer to a pool names a class that its version does not know": """
+        SELECT DISTINCT v.id, a.predicted FROM pool_answers a JOIN versions v ON v.id = a.version_id
+        WHERE NOT a.top_labels <@ v.class_names
+    """,
+    "12: an answer to a pool has not a confidence for each target": """
+        SELECT a.version_id, a.sha256 FROM pool_answers a
+        JOIN identifications i ON i.id = a.identification_id
+        WHERE cardinality(a.target_confidences) <> cardinality(i.targets)
+    """,
+    "12: an answer to a pool is shown against its threshold": """
+        SELECT a.version_id, a.sha256 FROM pool_answers a
+        JOIN identifications i ON i.id = a.identification_id
+        WHERE a.shown IS DISTINCT FROM (a.confidence >= i.threshold)
+    """,
+    "12: a picture that a version found is in the library without the word of a person": """
+        SELECT i.sha256 FROM images i WHERE i.mined AND NOT EXISTS (
+            SELECT 1 FROM pool_acts p WHERE p.sha256 = i.sha256 AND p.act = 'label')
+    """,
 }
 
 

@@ -1,17 +1,17 @@
-"""Pools: unlabelled images under a prefix, what was read of them, and what the library has of it."""
+"""Pools: unlabelled images under a prefix, what was read of them, and which are known already."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
-from infra.storage import Listed
 from records.nearness import near
 from records.tables import Identification, Pool
 
@@ -33,6 +33,15 @@ class PoolRow:
     unreadable: int
     images: int
     created_at: datetime
+
+
+class ListedObject(NamedTuple):
+    """One object of a pool as S3 lists it; problem: why such a key cannot be read everywhere."""
+
+    key: str
+    etag: str
+    size: int
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def unreadable(session: Session, pool_id: int, most: int | None = None) -> list[
 
 
 def compare_page(
-    session: Session, pool_id: int, after: str | None, page: Sequence[Listed], last: bool
+    session: Session, pool_id: int, after: str | None, page: Sequence[ListedObject], last: bool
 ) -> None:
     """Bring what is known of a pool up to one page of its listing, which goes on after a key.
 
@@ -130,25 +139,29 @@ def compare_page(
         "pool": pool_id, "after": after or "", "last": last, "to": page[-1].key if page else "",
     }  # fmt: skip
     for statement in (
-        f"DELETE FROM pool_objects o WHERE {within} AND sha256 IS NULL",
+        f"DELETE FROM pool_objects o WHERE {within} AND sha256 IS NULL",  # noqa: S608  (constants)
         f"""
         UPDATE pool_objects o SET gone_at = now() WHERE {within} AND gone_at IS NULL
           AND NOT EXISTS (SELECT 1 FROM page WHERE page.key = o.key AND page.etag = o.etag)
-        """,
+        """,  # noqa: S608
         f"""
         UPDATE pool_objects o SET gone_at = NULL FROM page
         WHERE {within} AND gone_at IS NOT NULL AND page.key = o.key AND page.etag = o.etag
-        """,
-    ):  # constants of this function
+        """,  # noqa: S608
+    ):
         session.execute(text(statement), values)
 
 
 def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
     """Write down what was read, once: each object, each picture with its mark.
 
+    An object that was read before and can no longer be had is gone.
+
     Two who read the same at once wait for each other here, and the second gets an IntegrityError:
     it asks again in a new transaction.
     """
+    if not read:
+        return
     images = {one.sha256: one for one in read if one.sha256 and not one.problem}
     fresh = _absent(session, images)
     marks = _marks(session, [images[sha256] for sha256 in fresh])
@@ -169,6 +182,15 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
         ),
     )
     known = _known_objects(session, pool_id, read)
+    session.execute(
+        text(
+            """
+            UPDATE pool_objects SET gone_at = now()
+            WHERE pool_id = :pool AND gone_at IS NULL AND key = ANY(:keys)
+            """
+        ),
+        {"pool": pool_id, "keys": [one.key for one in read if one.sha256 is None]},
+    )
     copy_rows(
         session,
         "pool_objects",
@@ -235,12 +257,12 @@ def _matches(seeking: str, library: str, benchmark: str, hashed: bool) -> str:
     """SQL for every (sha256, mark, mark_sha256) of these tables; `hashed` looks for near ones."""
     parts = []
     for table, name in ((library, "library"), (benchmark, "benchmark")):
-        exact = f"SELECT n.sha256, '{name}', s.sha256 FROM {seeking} n JOIN {table} s USING (sha256)"
-        parts.append(exact)
+        both = f"{seeking} n JOIN {table} s USING (sha256)"
+        parts.append(f"SELECT n.sha256, '{name}', s.sha256 FROM {both}")  # noqa: S608
         if hashed:
             pairs = f"n.sha256, 'near {name}', s.sha256"
             parts.append(f"({near(pairs, seeking, table)})")
-    return f"SELECT * FROM ({' UNION ALL '.join(parts)}) pairs (sha256, mark, mark_sha256)"
+    return f"SELECT * FROM ({' UNION ALL '.join(parts)}) pairs (sha256, mark, mark_sha256)"  # noqa: S608
 
 
 _SINCE = "coalesce(CAST(:since AS timestamptz), '-infinity')"

@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from typing import Protocol, TypeVar
 
 from loky import ProcessPoolExecutor
@@ -38,12 +39,12 @@ class Fetch(Protocol):
     """What reads objects."""
 
     def __call__(
-        self, places: Sequence[Place], work: Callable[[bytes], Made]
+        self, places: Iterable[Place], work: Callable[[bytes], Made]
     ) -> Iterator[Made | Gone | Changed]:
         """What `work` makes of the bytes of each object, in their order, or why it has none.
 
-        work: a function that can be pickled, made of code below. Raises `StorageError` when the
-        store cannot be read at all.
+        places: are taken one by one, not far ahead of what is given. work: a function that can be
+        pickled, made of code below. Raises `StorageError` when the store cannot be read at all.
         """
         ...
 
@@ -77,7 +78,7 @@ class _Threads:
         self.close = self._pool.shutdown
 
     def __call__(
-        self, places: Sequence[Place], work: Callable[[bytes], Made]
+        self, places: Iterable[Place], work: Callable[[bytes], Made]
     ) -> Iterator[Made | Gone | Changed]:
         def make(place: Place) -> Made | Gone | Changed:
             try:
@@ -111,18 +112,23 @@ class _Processes:
 
 
 def _by_processes(
-    processes: _Processes, threads: Fetch, places: Sequence[Place], work: Callable[[bytes], Made]
+    processes: _Processes, threads: Fetch, places: Iterable[Place], work: Callable[[bytes], Made]
 ) -> Iterator[Made | Gone | Changed]:
-    chunks = [places[start:start + TOGETHER] for start in range(0, len(places), TOGETHER)]
-    begun = (processes.pool.submit(_make, chunk, work) for chunk in chunks)
-    done = 0
+    rest = iter(places)
+    begun: deque[list[Place]] = deque()
+
+    def submitted() -> Iterator[Future[list[Made | Gone | Changed]]]:
+        while chunk := list(islice(rest, TOGETHER)):
+            begun.append(chunk)
+            yield processes.pool.submit(_make, chunk, work)
+
     try:
-        for made in _in_order(begun, processes.ahead):
-            done += len(made)
+        for made in _in_order(submitted(), processes.ahead):
+            begun.popleft()
             yield from made
     except BrokenProcessPool:
         log.warning("a process that decodes was killed (out of memory?): threads go on without it")
-        yield from threads(places[done:], work)
+        yield from threads(chain(chain.from_iterable(begun), rest), work)
 
 
 def _in_order(begun: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:

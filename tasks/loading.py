@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -56,6 +56,38 @@ def load_folder(folder: Path, prefix: str) -> Load:
             f"{folder} holds no images: expected {folder}/<class>/<image>, found "
             f"{len(classes)} folders"
         )
+    _upload(folder, items)
+    return Load(
+        images=len(items),
+        classes=sum(bool(paths) for paths in files.values()),
+        empty_classes=tuple(name for name, paths in files.items() if not paths),
+        skipped=tuple(skipped),
+    )
+
+
+def load_files(folder: Path, prefix: str, there: Mapping[str, int]) -> tuple[str, ...]:
+    """Upload all files of a folder, however deep, to `<prefix>…`; why any was left where it is.
+
+    there: keys that need no upload, with their sizes: those whose file has the same. Raises
+    `BadFolder` when there is nothing to load.
+    """
+    found = sorted(_files(folder))
+    items, skipped = [], []
+    for path in found:
+        relative = path.relative_to(folder)
+        key = prefix + relative.as_posix()
+        if problem := bad_key(key) or _unreadable(path):
+            skipped.append(f"{str(relative).encode(errors='replace').decode()!r}: {problem}")
+        elif there.get(key) != path.stat().st_size:
+            items.append((path, key))
+    if len(skipped) == len(found):
+        raise BadFolder(f"{folder} holds no images: {'; '.join(skipped[:3]) or 'it is empty'}")
+    if items:
+        _upload(folder, items)
+    return tuple(skipped)
+
+
+def _upload(folder: Path, items: Sequence[tuple[Path, str]]) -> None:
     store = storage.connect()
     with (
         ThreadPoolExecutor(settings.load().workers) as pool,
@@ -64,12 +96,6 @@ def load_folder(folder: Path, prefix: str) -> Load:
         uploads = pool.map(lambda item: store.write(item[1], item[0]), items)
         for done, _ in enumerate(uploads, start=1):
             advance(done)
-    return Load(
-        images=len(items),
-        classes=sum(bool(paths) for paths in files.values()),
-        empty_classes=tuple(name for name, paths in files.items() if not paths),
-        skipped=tuple(skipped),
-    )
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -84,6 +110,10 @@ def _problem(path: Path, depth: int) -> str | None:
         return "no class: put it into the folder of its class"
     if depth > DEEPEST:
         return "too deep: <class>/<sub-class>/<file> is the deepest"
+    return _unreadable(path)
+
+
+def _unreadable(path: Path) -> str | None:
     if not path.stat().st_size:
         return "the file is empty"
     return None if os.access(path, os.R_OK) else "may not be read: change its permissions"

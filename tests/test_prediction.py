@@ -13,7 +13,7 @@ from vision.answers import BadAnswers
 from vision.augmentation import centre
 from vision.network import build, head, normalisation
 from vision.plan import Plan
-from vision.prediction import _best, ahead, device_named, latency, predict, standardised
+from vision.prediction import ahead, best_first, device_named, latency, predict, standardised
 
 NAMES = ("cat", "dog", "emu", "gnu")
 PLAN = Plan(architecture="test_efficientnet", image_size=48)
@@ -105,7 +105,7 @@ def test_equal_confidences_keep_the_order_of_the_classes() -> None:
     shares[:3] = 0.25
     ordered, columns = shares.sort(dim=1, descending=True, stable=True)
     for top in (1, 5, 12):
-        values, indices = _best(shares, top)
+        values, indices = best_first(shares, top)
         assert torch.equal(values, ordered[:, :top])
         assert torch.equal(indices, columns[:, :top])
 

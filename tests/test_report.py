@@ -73,6 +73,6 @@ def test_a_night_is_told_on_its_page(
 
 def test_labels_are_shown_and_not_obeyed() -> None:
     """A class name or key cannot break the table, load a picture or hide behind a link."""
-    assert report._inert("![x](http://a)|<img src=y>\r\n#`z` \\") == (
+    assert report.inert("![x](http://a)|<img src=y>\r\n#`z` \\") == (
         r"\!\[x\](http://a)\|\<img src=y\> \#\`z\` \\"
     )

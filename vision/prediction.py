@@ -70,7 +70,7 @@ def predict(
     # one batch behind, so that a GPU has the next one to compute while this one is read
     for rows, outputs in _behind(_outputs(forward, pixels, images, place, batch_size)):
         shares = outputs.softmax(dim=1)
-        largest, indices = _best(shares, top)
+        largest, indices = best_first(shares, top)
         best[rows] = indices.cpu().numpy()
         confidences[rows] = largest.cpu().numpy()
         index = known[rows].to(place)
@@ -185,7 +185,7 @@ def _behind(items: Iterable[T]) -> Iterator[T]:
     yield from waiting
 
 
-def _best(shares: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def best_first(shares: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """The `top` largest of each row with their columns, best first; equal ones as they stand.
 
     As a stable sort of whole rows would give them, without sorting thousands of classes.

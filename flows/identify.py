@@ -1,0 +1,140 @@
+"""Identification of a pool: everything in it answered by one version, and kept to be asked."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+
+from flows import report
+from flows.scoring import NothingServes
+from infra import database
+from records import deployments, identifications, pools
+from records.pools import Unreadable
+from tasks.identification import answer, begin, locate
+from tasks.progress import courtesy
+from vision.scores import PRECISION
+
+MOST_SHOWN = 10  # unreadable objects named in one report
+MARKED = {
+    "library": "of them in the library",
+    "near library": "of them near copies of library images",
+    "benchmark": "of them in the benchmark",
+    "near benchmark": "of them near copies of benchmark images",
+}
+
+
+@dataclass(frozen=True)
+class Identification:
+    """How an identification ended, with its counts.
+
+    listed: objects of the pool; known: those that had an answer or are known to hold no picture;
+    the rest is answered, repeated (the same bytes have an answer), unreadable or missing (gone or
+    changed since it was listed). marks: how many of the pictures answered library or benchmark
+    have already, by mark. unreadable_objects: the first of the pool's.
+    """
+
+    identification_id: int
+    version_id: int
+    pool: str
+    state: str
+    listed: int
+    known: int
+    answered: int
+    repeated: int
+    unreadable: int
+    missing: int
+    shown: int | None
+    marks: dict[str, int]
+    unreadable_objects: tuple[Unreadable, ...]
+    seconds: float
+
+    @property
+    def sentence(self) -> str:
+        """What came of it, in one line."""
+        counts = [
+            f"{count} {what}"
+            for count, what in (
+                (self.known, "known before"),
+                (self.repeated, "copies"),
+                (self.unreadable, "unreadable"),
+                (self.missing, "gone or changed meanwhile"),
+            )
+            if count
+        ] + [f"{count} {MARKED[mark]}" for mark, count in self.marks.items()]
+        rest = f" ({', '.join(counts)})" if counts else ""
+        return (
+            f"version {self.version_id} answered {self.answered} of {self.listed} objects in "
+            f"s3://{self.pool}{rest}"
+        )
+
+
+@flow(name="identify", flow_run_name=report.run_name, retries=0, result_serializer="json")
+def identify(
+    pool: str,
+    version_id: int | None = None,
+    targets: list[str] | None = None,
+    precision: float = PRECISION,
+) -> Identification:
+    """Answer a pool of unlabelled images by a version, by default the one that serves.
+
+    pool: `s3://PREFIX` in our bucket, or a local folder, which is loaded first. targets: classes
+    whose confidence is kept even where others are more likely. precision: whose threshold says
+    what would be shown. It takes no lock, and changes nothing that trains or serves. Killed and
+    run again it goes on; run by several processes at once, they share the work. Raises `BadPool`,
+    `CannotIdentify`, `NothingServes`.
+    """
+    version = version_id if version_id is not None else _champion()
+    started = time.monotonic()
+    identification_id = begin(locate(pool), version, targets or [], precision, report.flow_run_id())
+    report.name_run(version)
+    answer(identification_id)
+    done = _told(identification_id, time.monotonic() - started)
+    _publish(done)
+    return done
+
+
+def _champion() -> int:
+    with database.connect().transaction() as session:
+        champion = deployments.champion(session)
+    if champion is None:
+        raise NothingServes("nothing serves yet: name a version with --version")
+    return champion.version_id
+
+
+def _told(identification_id: int, seconds: float) -> Identification:
+    with database.connect().transaction() as session:
+        row = identifications.get(session, identification_id)
+        worth = identifications.worth(session, identification_id)
+        return Identification(
+            identification_id=row.id,
+            version_id=row.version_id,
+            pool=row.prefix,
+            state=row.state,
+            listed=row.listed,
+            known=row.known,
+            answered=row.answered,
+            repeated=row.repeated,
+            unreadable=row.unreadable,
+            missing=row.missing,
+            shown=worth.shown,
+            marks=worth.marks,
+            unreadable_objects=tuple(pools.unreadable(session, row.pool_id, MOST_SHOWN)),
+            seconds=seconds,
+        )
+
+
+def _publish(done: Identification) -> None:
+    if FlowRunContext.get() is None:
+        return
+    lines = [f"# Identification {done.identification_id}", "", report.inert(done.sentence), ""]
+    lines += [
+        f"- {report.inert(one.key)}: {report.inert(one.problem)}" for one in done.unreadable_objects
+    ]
+    with courtesy("publish the report"):
+        create_markdown_artifact(
+            "\n".join([*lines, ""]), key="identification", description="What a version answered"
+        )
