@@ -329,6 +329,7 @@ def test_what_cannot_be_identified_is_one_line(world: World, tmp_path: Path) -> 
     for word, said in (
         ("labelled/circle", "belongs to the library"),
         ("benchmark", "belongs to the benchmark"),
+        ("trash", "belongs to the trash"),
         ("../etc", "a key is not a path"),
         ("", "the key is empty"),
     ):
