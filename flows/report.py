@@ -9,7 +9,9 @@ from typing import Any
 
 from prefect import get_client
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
@@ -23,6 +25,7 @@ from records import (
     flips,
     objects,
     runs,
+    shortlists,
     snapshots,
     versions,
 )
@@ -33,6 +36,9 @@ from tasks.progress import courtesy
 log = logging.getLogger("regraft")
 
 MOST_CLASSES = 15  # classes named in one list; the rest is counted
+# A class with this share of the cutoff is near it.
+NEARLY = 0.75
+NEAR_CUTOFF = "regraft.classes-near-cutoff"
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>!|~#&])")
 
 
@@ -98,6 +104,34 @@ def publish(
                 key="gate-checks",
                 description=f"The gate on version {version_id}",
             )
+
+
+def announce_near_cutoff(_: object, finished: FlowRun, __: object) -> None:
+    """Tell Prefect of classes near the cutoff that no throw-away version knows, for automations.
+
+    A hook of the night: by then its lock is free, so that what the event starts can hold it.
+    """
+    with database.connect().transaction() as session:
+        run = runs.by_flow_run(session, str(finished.id))
+        if run is None or run.snapshot_digest is None:
+            return
+        counts = snapshots.class_counts(session, run.snapshot_digest)
+        known = shortlists.newest_known(session)
+    near = [
+        one for one in counts if one.lacks > 0 and one.usable >= NEARLY * (one.usable + one.lacks)
+    ]
+    if {one.class_name for one in near} <= known:
+        return
+    emit_event(
+        NEAR_CUTOFF,
+        resource={"prefect.resource.id": "regraft.library", "prefect.resource.name": "library"},
+        payload={
+            "run_id": run.id,
+            "classes": [
+                {"class": one.class_name, "has": one.usable, "lacks": one.lacks} for one in near
+            ],
+        },
+    )
 
 
 def markdown(session: Session, run_id: int, state: str, reason: str, version_id: int | None) -> str:

@@ -19,8 +19,7 @@ def store(path: Path, digest: str) -> None:
 
 def fetch(digest: str) -> Path:
     """The local copy of a checkpoint, downloaded when it is not there or no longer intact."""
-    folder = settings.load().cache_dir / "checkpoints"
-    path = folder / f"{digest}.safetensors"
+    path = _local(digest)
     if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
         return path
     body = storage.connect().read(checkpoint_key(digest))
@@ -30,17 +29,26 @@ def fetch(digest: str) -> Path:
             f"{checkpoint_key(digest)} holds other bytes ({found[:12]}…): it was changed after it "
             "was stored; restore it from a backup, or roll back to another version"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     aside.write_bytes(body)
     aside.replace(path)
     return path
 
 
+def forget(digest: str) -> None:
+    """Remove the local copy of a checkpoint, if there is one."""
+    _local(digest).unlink(missing_ok=True)
+
+
+def _local(digest: str) -> Path:
+    return settings.load().cache_dir / "checkpoints" / f"{digest}.safetensors"
+
+
 def load(version_id: int) -> Loaded:
-    """A trained version's network, its digest checked."""
+    """A trained version's network, its digest checked; raises `Swept` where that is gone."""
     with database.connect().transaction() as session:
-        version = versions.get(session, version_id)
+        version = versions.unswept(session, version_id)
     if version.checkpoint_digest is None:
         raise BadCheckpoint(f"version {version_id} is {version.state}: it has no checkpoint")
     loaded = network.load(fetch(version.checkpoint_digest), version.checkpoint_digest)
