@@ -31,6 +31,7 @@ PARTS = {
     "intake": "benchmarks.intake",
     "decode": "benchmarks.decoding",
     "evaluate": "benchmarks.evaluation",
+    "identify": "benchmarks.identification",
     "gradcam": "benchmarks.gradcam",
     "snapshot": "benchmarks.snapshot",
     "copy": "benchmarks.copying",

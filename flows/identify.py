@@ -19,10 +19,16 @@ from tasks.progress import courtesy
 from vision.scores import PRECISION
 
 MOST_SHOWN = 10  # unreadable objects named in one report
+MARKED = {
+    "library": "of them in the library",
+    "near library": "of them near copies of library images",
+    "benchmark": "of them in the benchmark",
+    "near benchmark": "of them near copies of benchmark images",
+}
 
 
 @dataclass(frozen=True)
-class Identified:
+class Identification:
     """How an identification ended, with its counts.
 
     listed: objects of the pool; known: those that had an answer or are known to hold no picture;
@@ -56,16 +62,13 @@ class Identified:
                 (self.repeated, "copies"),
                 (self.unreadable, "unreadable"),
                 (self.missing, "gone or changed meanwhile"),
-                *((count, f"in the {mark}" if " " not in mark else mark.replace(" ", " the "))
-                  for mark, count in self.marks.items()),
             )
             if count
-        ]  # fmt: skip
+        ] + [f"{count} {MARKED[mark]}" for mark, count in self.marks.items()]
         rest = f" ({', '.join(counts)})" if counts else ""
-        rate = f", {self.answered / self.seconds:.0f} images/s" if self.answered else ""
         return (
             f"version {self.version_id} answered {self.answered} of {self.listed} objects in "
-            f"s3://{self.pool}{rest}{rate}"
+            f"s3://{self.pool}{rest}"
         )
 
 
@@ -75,7 +78,7 @@ def identify(
     version_id: int | None = None,
     targets: list[str] | None = None,
     precision: float = PRECISION,
-) -> Identified:
+) -> Identification:
     """Answer a pool of unlabelled images by a version, by default the one that serves.
 
     pool: `s3://PREFIX` in our bucket, or a local folder, which is loaded first. targets: classes
@@ -102,11 +105,11 @@ def _champion() -> int:
     return champion.version_id
 
 
-def _told(identification_id: int, seconds: float) -> Identified:
+def _told(identification_id: int, seconds: float) -> Identification:
     with database.connect().transaction() as session:
         row = identifications.get(session, identification_id)
         worth = identifications.worth(session, identification_id)
-        return Identified(
+        return Identification(
             identification_id=row.id,
             version_id=row.version_id,
             pool=row.prefix,
@@ -124,7 +127,7 @@ def _told(identification_id: int, seconds: float) -> Identified:
         )
 
 
-def _publish(done: Identified) -> None:
+def _publish(done: Identification) -> None:
     if FlowRunContext.get() is None:
         return
     lines = [f"# Identification {done.identification_id}", "", report.inert(done.sentence), ""]

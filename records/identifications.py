@@ -16,10 +16,9 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from infra.database import copy_lines, copy_rows, copy_text
-from infra.storage import Listed, bad_key
 from records import pools, versions
 from records.evaluations import array_element
-from records.pools import ReadObject
+from records.pools import ListedObject, ReadObject
 from records.tables import Identification
 from vision.answers import Identified
 
@@ -175,19 +174,21 @@ def hold_listing(session: Session, identification_id: int) -> Listing | None:
 
 
 def add_page(
-    session: Session, identification_id: int, after: str | None, page: Sequence[Listed], last: bool
+    session: Session,
+    identification_id: int,
+    after: str | None,
+    page: Sequence[ListedObject],
+    last: bool,
 ) -> None:
     """Take in one page of the pool's listing, which goes on after a key; call `hold_listing` first.
 
     What the version has answered before, or is known to hold no picture, is only counted. The rest
-    becomes shards. A key that cannot be read everywhere is unreadable for that.
+    becomes shards.
     """
     row = get(session, identification_id)
     pools.compare_page(session, row.pool_id, after, page, last)
     refused = [
-        ReadObject(one.key, one.etag, one.size, None, problem)
-        for one in page
-        if (problem := bad_key(one.key))
+        ReadObject(one.key, one.etag, one.size, None, one.problem) for one in page if one.problem
     ]
     pools.record(session, row.pool_id, refused)
     values = {"id": identification_id, "pool": row.pool_id, "version": row.version_id}
@@ -253,7 +254,8 @@ def claim(
     ).first()
     if row is None:
         return None
-    return Claim(row.id, row.ordinal, tuple(zip(row.keys, row.etags, row.sizes, strict=True)))
+    shard_id, ordinal, keys, etags, sizes = row
+    return Claim(shard_id, ordinal, tuple(zip(keys, etags, sizes, strict=True)))
 
 
 def renew(session: Session, worker: str, lease_seconds: float) -> None:
@@ -327,7 +329,7 @@ def settle(
     pools.record(session, held.pool_id, read)
     before = answered(session, held.version_id, answers.images)
     fresh = answers.only([sha256 for sha256 in sorted(answers.images) if sha256 not in before])
-    _store(session, identification_id, held.version_id, held.threshold, fresh)
+    store(session, identification_id, held.version_id, held.threshold, fresh)
     missing = sum(one.sha256 is None for one in read)
     unreadable = sum(one.problem is not None for one in read) - missing
     session.execute(
@@ -347,13 +349,14 @@ def settle(
     )  # fmt: skip
 
 
-def _store(
+def store(
     session: Session,
     identification_id: int,
     version_id: int,
     threshold: float | None,
     answers: Identified,
 ) -> None:
+    """Append answers with all that belongs to them; none may be there already."""
     columns = [
         "version_id", "identification_id", "sha256", "predicted", "confidence", "top_labels",
         "top_confidences", "target_confidences", "entropy", "shown",

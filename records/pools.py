@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
-from infra.storage import Listed
 from records.nearness import near
 from records.tables import Identification, Pool
 
@@ -33,6 +33,15 @@ class PoolRow:
     unreadable: int
     images: int
     created_at: datetime
+
+
+class ListedObject(NamedTuple):
+    """One object of a pool as S3 lists it; problem: why such a key cannot be read everywhere."""
+
+    key: str
+    etag: str
+    size: int
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def unreadable(session: Session, pool_id: int, most: int | None = None) -> list[
 
 
 def compare_page(
-    session: Session, pool_id: int, after: str | None, page: Sequence[Listed], last: bool
+    session: Session, pool_id: int, after: str | None, page: Sequence[ListedObject], last: bool
 ) -> None:
     """Bring what is known of a pool up to one page of its listing, which goes on after a key.
 

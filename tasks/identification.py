@@ -31,7 +31,7 @@ from infra.storage import Changed, Gone, Listed, bad_key
 from records import evaluations, identifications, pools, versions
 from records.identifications import SHARD, Claim, IdentificationRow, LostClaim
 from records.objects import LABELLED
-from records.pools import ReadObject
+from records.pools import ListedObject, ReadObject
 from tasks import checkpoints
 from tasks.benchmark import BENCHMARK
 from tasks.evaluation import choose_engine
@@ -95,7 +95,7 @@ def locate(word: str) -> str:
     if not folder.is_dir():
         raise BadPool(f"{word} is not a folder: name a folder of images, or s3://PREFIX")
     prefix = checked(f"{POOLS}{folder.name}")
-    there = {one.key: one.size for one in storage.connect().list(prefix)}
+    there = {one.key: one.size for one in _images(storage.connect().list(prefix))}
     foreign = sorted(key for key in there if not (folder / key.removeprefix(prefix)).is_file())
     if foreign:
         raise BadPool(
@@ -314,7 +314,7 @@ def _listing(row: IdentificationRow) -> Iterator[Future[None]]:
 
 def _list(row: IdentificationRow, left: threading.Event) -> None:
     """Move the listing on until it is complete, in turns with the other processes."""
-    pages: Iterator[list[Listed]] = iter(())
+    pages: Iterator[list[ListedObject]] = iter(())
     reached: str | None = ""
     while not left.is_set():
         with database.connect().transaction() as session:
@@ -332,11 +332,14 @@ def _list(row: IdentificationRow, left: threading.Event) -> None:
         left.wait(PAUSE_SECONDS)
 
 
-def _pages(listed: Iterator[Listed]) -> Iterator[list[Listed]]:
+def _pages(listed: Iterator[Listed]) -> Iterator[list[ListedObject]]:
     """So many objects at a time; the last page is shorter, and perhaps empty."""
     images = _images(listed)
     while True:
-        page = list(islice(images, PAGE))
+        page = [
+            ListedObject(one.key, one.etag, one.size, bad_key(one.key))
+            for one in islice(images, PAGE)
+        ]
         yield page
         if len(page) < PAGE:
             return

@@ -46,8 +46,9 @@ def story(services: Addresses, template: str, prefect_server: str) -> Story:
 
 @pytest.fixture(scope="module")
 def attacked(story: Story) -> Iterator[World]:
-    """A copy of the rows after two nights, which no attack may change: it is checked at the end."""
+    """The rows after two nights and of a pool; no attack may change them: checked at the end."""
     with worlds.rows_of(story.done) as world:
+        world.act(*POOL)
         yield world
         world.check()
 
@@ -97,6 +98,36 @@ CHECKED = """
 """
 ENDED = "UPDATE runs SET state = 'failed', ended_at = now() WHERE state = 'running'"
 RUN = "INSERT INTO runs (purpose, host, pid, plan) VALUES ('nightly', 'here', 1, '{}')"
+
+# One picture of a pool, answered by version 2 and dismissed by a person.
+POOL = (
+    "INSERT INTO pools (prefix) VALUES ('pools/x/')",
+    "INSERT INTO pool_images (sha256, width, height) VALUES (repeat('a', 64), 9, 9)",
+    "INSERT INTO pool_objects (pool_id, key, etag, size, sha256) "
+    "SELECT id, 'pools/x/1', 'e', 9, repeat('a', 64) FROM pools",
+    "INSERT INTO identifications (pool_id, version_id, checkpoint_digest, targets, wished, "
+    "threshold, listed, listed_at) SELECT p.id, v.id, v.checkpoint_digest, ARRAY['ring'], 0.9, "
+    "0.5, 1, now() FROM pools p, versions v WHERE v.id = 2",
+    "INSERT INTO shards (identification_id, ordinal, state, objects, claimed_by, answered, "
+    "done_at) SELECT id, 0, 'done', 1, 'x', 1, now() FROM identifications",
+    "INSERT INTO pool_answers (version_id, sha256, identification_id, predicted, confidence, "
+    "top_labels, top_confidences, target_confidences, entropy, shown) SELECT version_id, "
+    "repeat('a', 64), id, 'ring', 0.75, ARRAY['ring'], ARRAY[0.75], ARRAY[0.75], 0.5, true "
+    "FROM identifications",
+    "INSERT INTO target_scores SELECT version_id, sha256, 'ring', 0.75 FROM pool_answers",
+    "INSERT INTO embeddings SELECT version_id, sha256, '\\x0000' FROM pool_answers",
+    "INSERT INTO pool_acts (sha256, act, version_id, predicted, confidence, done_by) "
+    "SELECT sha256, 'dismiss', version_id, predicted, confidence, 'a test' FROM pool_answers",
+)
+FOUND = """
+    INSERT INTO images (sha256, class_id, origin, mined, group_name, split, width, height, format,
+        bytes, labelled_by, batch_id)
+    VALUES (repeat('a', 64), 1, 'real', {mined}, 'g', 'train', 9, 9, 'PNG', 9, '{by}', 1)
+"""
+LABELLED = """
+    INSERT INTO pool_acts (sha256, act, class_name, to_key, done_by)
+    VALUES (repeat('a', 64), 'label', 'circle', 'labelled/circle/x.png', '{by}')
+"""
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "1: a second follower of one deployment": (
@@ -293,6 +324,50 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["UPDATE versions SET class_names = array_reverse(class_names) WHERE id = 2"],
         "can no longer change",
     ),
+    "12: a picture answered twice": (
+        ["INSERT INTO pool_answers SELECT * FROM pool_answers"], "pk_pool_answers"
+    ),
+    "12: an answer that changes": (["UPDATE pool_answers SET shown = false"], "written once"),
+    "12: an answer that another was more likely than": (
+        ["INSERT INTO pool_answers (version_id, sha256, identification_id, predicted, confidence, "
+         "top_labels, top_confidences, target_confidences, entropy) SELECT 2, repeat('b', 64), "
+         "identification_id, 'cross', 0.75, top_labels, top_confidences, '{}', 0 "
+         "FROM pool_answers"],
+        "ck_pool_answers_best_first",
+    ),
+    "12: an answer by another version than the identification's": (
+        ["INSERT INTO pool_answers (version_id, sha256, identification_id, predicted, confidence, "
+         "top_labels, top_confidences, target_confidences, entropy) SELECT 1, sha256, "
+         "identification_id, predicted, confidence, top_labels, top_confidences, '{}', 0 "
+         "FROM pool_answers"],
+        "fk_pool_answers_identification_id",
+    ),
+    "12: two identifications of one pool by one version": (
+        ["INSERT INTO identifications (pool_id, version_id, checkpoint_digest, targets) "
+         "SELECT pool_id, version_id, checkpoint_digest, targets FROM identifications"],
+        "one_identification",
+    ),
+    "12: an identification that ends before its listing": (
+        ["UPDATE identifications SET state = 'completed', ended_at = now(), listed_at = NULL"],
+        "completed_is_listed",
+    ),
+    "12: a shard that is done and lacks an object": (
+        ["UPDATE shards SET answered = 0"], "ck_shards_counts_fit"
+    ),
+    "12: a prediction that trains": (
+        [FOUND.format(mined="true", by="person:x")], "no person labelled it"
+    ),
+    "12: what a model found, as if a person had": (
+        [LABELLED.format(by="person:x"), FOUND.format(mined="false", by="person:x")],
+        "must be marked as mined",
+    ),
+    "12: a label by a version": (
+        [LABELLED.format(by="version:2")], "ck_pool_acts_done_by_person"
+    ),
+    "12: an image that a model labelled": (
+        [FOUND.format(mined="false", by="Model:2")], "ck_images_labelled_by_person"
+    ),
+    "12: an act that is taken back": (["DELETE FROM pool_acts"], "written once"),
     **{
         f"{table}: {act}": ([f"{act} {table} {rest}".strip()], "written once|can only be withdrawn")
         for table, column in (
@@ -343,7 +418,7 @@ def test_no_figure_can_be_nan(attacked: World) -> None:
                 with pytest.raises(DBAPIError, match=r"check constraint|written once"):
                     attacked.act(f"UPDATE {table.name} SET {column.name} = {wrong}")
                 tried += 1
-    assert tried >= 75
+    assert tried >= 100
 
 
 FREE = "SET LOCAL session_replication_role = replica"  # as if there were no triggers and keys
@@ -429,6 +504,27 @@ REPORTED: dict[str, list[str]] = {
     "10: an answer contradicts itself": ["UPDATE answers SET correct = NOT correct"],
     "10: an evaluation has not as many answers": [
         f"DELETE FROM answers WHERE sha256 = {FIRST}"
+    ],
+    "12: an identification is closed though": [
+        "UPDATE shards SET state = 'open', keys = ARRAY['k'], etags = ARRAY['e'], "
+        "sizes = ARRAY[1], done_at = NULL",
+        "UPDATE identifications SET state = 'completed', ended_at = now()",
+    ],
+    "12: the objects of an identification are not": ["UPDATE identifications SET listed = 7"],
+    "12: an identification has not as many answers": ["DELETE FROM pool_answers"],
+    "12: a picture of an identified pool has no answer": [
+        "DELETE FROM pool_answers",
+        "UPDATE identifications SET state = 'completed', ended_at = now()",
+        "UPDATE pool_objects SET read_at = read_at - interval '1 hour'",
+    ],
+    "12: an object of a pool was read, and": ["DELETE FROM pool_images"],
+    "12: an answer to a pool names a class": ["UPDATE pool_answers SET predicted = 'whale', "
+                                              "top_labels = ARRAY['whale']"],
+    "12: an answer to a pool has not a confidence": ["UPDATE identifications SET targets = '{}'"],
+    "12: an answer to a pool is shown against": ["UPDATE identifications SET threshold = 0.9"],
+    "12: a picture that a version found is in the library": [
+        "UPDATE images SET mined = true WHERE split = 'train' AND sha256 = (SELECT min(sha256) "
+        "FROM images WHERE split = 'train')"
     ],
     "10: a benchmark answer has another label": [
         "UPDATE answers SET label = 'circle', correct = (predicted = 'circle')"
