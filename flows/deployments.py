@@ -1,4 +1,4 @@
-"""The deployments `nightly`, `control` and `throwaway`: schedules, limits, what becomes of dead runs.
+"""The deployments of nights and of what goes with them: schedules, limits, dead runs.
 
 Postgres's advisory lock decides who runs (flows.nightly); everything here keeps Prefect's picture
 of it true and quiet.
@@ -19,7 +19,8 @@ says who held it; its next turn comes with its schedule. A control run from scra
 nights' time, hence its own day, at noon.
 
 What follows a night. `throwaway` has no schedule: it is called by hand or through the API, with
-parameters, or by an automation, if `serve` was told to, when a night reports classes near the cutoff.
+parameters, or, if `serve` was told to, by an automation when a night reports classes near the
+cutoff.
 """
 
 from __future__ import annotations

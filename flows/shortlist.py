@@ -55,7 +55,7 @@ class Shortlist:
     @property
     def sentence(self) -> str:
         """What it is about, in one line."""
-        told = f"version {self.version_id} of run {self.run_id}, trained from {self.cutoff} images on"
+        told = f"version {self.version_id} of run {self.run_id}, from {self.cutoff} images on"
         pools = ", ".join(
             f"s3://{prefix}" + ("" if state == "completed" else f" ({state})")
             for prefix, state in self.pools.items()
@@ -120,7 +120,7 @@ def _reaches(need: Need, cutoff: int, waiting: int, expected: Outlook) -> str:
 
 
 def candidates(class_name: str, run_id: int | None = None) -> list[Candidate]:
-    """The candidates of one class, the surest first; raises `NoShortlist` for a class it has not."""
+    """The candidates of one class, the surest first; raises `NoShortlist` for a class not in it."""
     with database.connect().transaction() as session:
         run = shortlists.run(session, run_id)
         known = [one.class_name for one in shortlists.needs(session, run)]
@@ -177,9 +177,11 @@ def write_classes(found: Shortlist) -> None:
 
 
 def write_candidates(rows: Sequence[Candidate]) -> None:
-    """Candidates as CSV on standard output, one row for each picture."""
-    names = [field.name for field in fields(Candidate)]
-    _write(names, ([getattr(one, name) for name in names] for one in rows))
+    """Those that wait, as CSV on standard output: delete what is wrong, label the rest from it."""
+    names = [field.name for field in fields(Candidate) if field.name != "state"]
+    _write(
+        names, ([getattr(one, name) for name in names] for one in rows if one.state == "waiting")
+    )
 
 
 def _write(columns: list[str], rows: Iterable[list[object]]) -> None:

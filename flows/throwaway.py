@@ -1,4 +1,4 @@
-"""The throw-away run: a version that knows classes which a night leaves out, to find their images."""
+"""The throw-away run: a version that knows what a night leaves out, to find images of it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def chosen(pools: Sequence[str] | None) -> list[str]:
     with database.connect().transaction() as session:
         known = [one.prefix for one in known_pools.listed(session)]
     if not known:
-        raise BadPool("no pool was identified yet: name one with --pool s3://PREFIX or --pool FOLDER")
+        raise BadPool("no pool was identified yet: name one, --pool s3://PREFIX or --pool FOLDER")
     return known
 
 

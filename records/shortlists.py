@@ -65,14 +65,16 @@ class Tally:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture that may be of a class, by its score; `said`: what the version thinks it is.
+    """A picture that may be of a class, by its score; said: what the version thinks it is.
 
-    state: waiting, or what people said: confirmed, another class's name, dismissed, unknown.
+    state: waiting, or what people said: confirmed, another class's name, dismissed, unknown. The
+    first four are what `regraft label --from` reads.
     """
 
-    class_name: str
     sha256: str
     key: str
+    label: str
+    version: int
     score: float
     said: str
     confidence: float
@@ -121,8 +123,8 @@ def newest_known(session: Session) -> frozenset[str]:
 # What a person said of a picture last; a label that was dismissed no longer stands.
 _STANDING = """
     standing AS MATERIALIZED (
-        SELECT DISTINCT ON (sha256) sha256, act, class_name, predicted, done_at FROM pool_acts
-        WHERE act IN ('label', 'dismiss', 'unknown') ORDER BY sha256, id DESC)
+        SELECT DISTINCT ON (sha256) sha256, act, class_name, version_id, predicted, done_at
+        FROM pool_acts WHERE act IN ('label', 'dismiss', 'unknown') ORDER BY sha256, id DESC)
 """
 # All that might be of a class: by the score that was kept for it as a target, or because the
 # version thinks so; who identified a pool before may have named no targets.
@@ -134,10 +136,10 @@ _FOUND = """
         SELECT sha256, predicted, confidence FROM pool_answers
         WHERE version_id = :version AND predicted = ANY(:classes) AND confidence >= :from)
 """
-# What was no gazelle may still be an okapi.
+# What another version took for a gazelle, and was none, may still be an okapi.
 _SPOKEN = """
-    (s.act IS NOT NULL
-     AND (s.act <> 'dismiss' OR coalesce(s.predicted, f.class_name) = f.class_name))
+    (s.act IS NOT NULL AND (s.act <> 'dismiss' OR s.version_id = :version
+                            OR coalesce(s.predicted, f.class_name) = f.class_name))
 """
 _WAITS = f"""
     NOT {_SPOKEN}
@@ -207,12 +209,13 @@ def tallies(
 def candidates(
     session: Session, of: ShortlistRun, class_name: str, lowest: float, most: int | None = None
 ) -> list[Candidate]:
-    """The candidates of a class, the surest first; those that were judged, too."""
+    """The candidates of a class, the surest first, waiting or judged."""
     rows = session.execute(
         text(
             f"""
             WITH {_STANDING}, {_FOUND}
-            SELECT f.class_name, f.sha256, o.key, f.confidence, a.predicted, a.confidence,
+            SELECT f.sha256, o.key, f.class_name, a.version_id, f.confidence, a.predicted,
+                   a.confidence,
                    CASE WHEN NOT {_SPOKEN} THEN 'waiting' WHEN s.act = 'dismiss' THEN 'dismissed'
                         WHEN s.act = 'unknown' THEN 'unknown'
                         WHEN s.class_name = f.class_name THEN 'confirmed'

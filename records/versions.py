@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 
 from records.tables import Epoch, Version
 
-
 CHECKPOINTS = "checkpoints/"
 
 

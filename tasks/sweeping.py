@@ -49,7 +49,7 @@ def age(word: str) -> timedelta:
     """A time as people write it, `30d`, `12h` or `2w`; raises `BadAge`."""
     found = AGE.fullmatch(word.strip())
     if found is None:
-        raise BadAge(f"--older-than {word}: write a number of hours, days or weeks, as 12h, 30d, 2w")
+        raise BadAge(f"--older-than {word}: write hours, days or weeks, as 12h, 30d or 2w")
     return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
