@@ -21,7 +21,9 @@ import typer
 # Everything else is imported by the verb that needs it: `regraft versions` must not wait for
 # torch, Prefect or Great Expectations.
 if TYPE_CHECKING:
+    from records.labels import Done, Wish
     from tasks.benchmark import Frozenness
+    from tasks.labelling import Followed
     from tasks.promotion import Decision
     from vision.plan import Plan
 
@@ -39,6 +41,9 @@ benchmark_app = typer.Typer(help="Freeze, grow and look at the benchmark.", no_a
 intake_app = typer.Typer(help="Decide about batches of new images.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(intake_app, name="intake")
+class_app = typer.Typer(help="Look at classes; rename, merge and split them.",
+                        no_args_is_help=True)  # fmt: skip
+app.add_typer(class_app, name="class")
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
 By = Annotated[
@@ -725,6 +730,250 @@ def _prefect() -> None:
     found = embedded.up(settings.load())
     if found.prefect_api_url:
         os.environ["PREFECT_API_URL"] = found.prefect_api_url
+
+
+# --- what people say of pools ---------------------------------------------------------------
+
+Images = Annotated[
+    list[str] | None,
+    typer.Argument(help="Digests (8 characters or more) or keys of pool images."),
+]
+File = Annotated[
+    Path | None,
+    typer.Option("--from", help="A CSV or JSON file with columns sha256 or key; `-` reads it "
+                                "from standard input.", allow_dash=True),
+]  # fmt: skip
+NewClass = Annotated[
+    list[str] | None, typer.Option(help="A class to make if there is none; may be repeated.")
+]
+Reason = Annotated[str | None, typer.Option("--why", help="Why; it is kept.")]
+
+
+@app.command()
+def label(name: Annotated[str | None, typer.Argument(
+              metavar="[CLASS]", help="What they are; without it, the file's column label says.")
+              ] = None,
+          images: Images = None, file: File = None, new_class: NewClass = None,
+          *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
+    """Label images of a pool: they come into the library with the next intake, and only train.
+
+    All or nothing. A class that is new is asked for once, or allowed by --new-class. What was
+    labelled so before is left alone; another label takes the place of the one before it.
+
+    Example: regraft label okapi 3fa9c1d2 s3://pools/gate/7.jpg --by Ann; regraft label --from
+    found.csv --by Ann
+    """
+    from records.classes import UnknownClass
+    from tasks import labelling
+
+    wishes = _wishes(images, file, name, labelled=True)
+    allowed = list(new_class or ())
+    try:
+        done, followed = labelling.label(wishes, by, allowed, why)
+    except UnknownClass as error:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()) or str(file) == "-":
+            raise
+        _say(str(error).partition(":")[0] + ".")
+        made = ", ".join(error.names)
+        typer.confirm(f"Make {made}?", abort=True, err=True)
+        done, followed = labelling.label(wishes, by, [*allowed, *error.names], why)
+    _acted("labelled", "image", done, followed, as_json)
+
+
+@app.command()
+def dismiss(images: Images = None, file: File = None,
+            unknown: Annotated[bool, typer.Option(
+                help="Nobody can name them: a later version may.")] = False,
+            *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
+    """Say that answers are wrong, or take labels back: such images are not offered again.
+
+    What had come into the library by such a label is withdrawn with the next intake.
+
+    Example: regraft dismiss 3fa9c1d2 --by Ann
+    """
+    from tasks import labelling
+
+    wishes = _wishes(images, file, None, labelled=False)
+    done, followed = labelling.dismiss(wishes, by, unknown, why)
+    _acted("marked unknown" if unknown else "dismissed", "image", done, followed, as_json)
+
+
+@app.command()
+def remove(images: Images = None, file: File = None,
+           *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
+    """Move objects of a pool to the trash: by key one, by digest all copies; `restore` undoes it.
+
+    Example: regraft remove --from junk.csv --by Ann --why "blank frames"
+    """
+    from tasks import labelling
+
+    done, followed = labelling.remove(_wishes(images, file, None, labelled=False), by, why)
+    _acted("removed", "object", done, followed, as_json)
+
+
+@app.command()
+def restore(images: Images = None, file: File = None,
+            *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
+    """Bring removed objects back to where they were.
+
+    Example: regraft restore s3://pools/gate/7.jpg --by Ann
+    """
+    from tasks import labelling
+
+    done, followed = labelling.restore(_wishes(images, file, None, labelled=False), by, why)
+    _acted("restored", "object", done, followed, as_json)
+
+
+def _wishes(
+    images: list[str] | None, file: Path | None, name: str | None, labelled: bool
+) -> list[Wish]:
+    from tasks import labelling
+
+    if (file is None) == (not images):
+        raise typer.BadParameter("name images, or a file by --from: one of the two")
+    if file is None:
+        return labelling.named(images or (), name)
+    if str(file) != "-" and not file.is_file():
+        raise typer.BadParameter(f"{file} is not a file")
+    body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    return labelling.read(str(file), body, name, labelled)
+
+
+def _acted(did: str, what: str, done: Done, followed: Followed, as_json: bool) -> None:
+    if as_json:
+        _print_json(dataclasses.asdict(done) | {"waiting": followed.waiting})
+    else:
+        said = f"{did} {done.changed} {what}{'' if done.changed == 1 else 's'}"
+        before = f", {done.already} so before" if done.already else ""
+        twice = f", {done.repeated} said more than once" if done.repeated else ""
+        typer.echo(f"{said}{before}{twice}")
+        for name in done.made:
+            _say(f"class {name!r} is new: it trains once it has enough images")
+    _some(followed.waiting, "waits")
+    if followed.waiting:
+        raise typer.Exit(1)
+
+
+# --- classes --------------------------------------------------------------------------------
+
+
+@class_app.command("list")
+def list_classes(cutoff: Annotated[int, typer.Option(
+                     help="Fewest usable images that a class needs to be trained.")] = 40,
+                 as_json: Json = False) -> None:  # fmt: skip
+    """List the classes, what each lacks to be trained, and names that became another's.
+
+    Example: regraft class list --cutoff 40
+    """
+    from infra import database
+    from records import classes
+
+    with database.connect().transaction() as session:
+        rows = classes.listed(session)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    if not rows:
+        _say("there are no classes yet: `regraft load FOLDER`, then `regraft nightly`")
+        return
+    _table(
+        ["class", "images", "mined", "lacks", "came by", "by", "when", "why"],
+        (
+            (
+                _plain_text(row.name),
+                f"→ {_plain_text(row.became)}" if row.became else str(row.usable),
+                "" if row.became else str(row.mined),
+                "" if row.became else str(max(0, cutoff - row.usable) or ""),
+                row.act,
+                _plain_text(row.by or ""),
+                f"{row.at:%Y-%m-%d %H:%M}",
+                _plain_text(row.why or ""),
+            )
+            for row in rows
+        ),
+    )
+
+
+@class_app.command("log")
+def log_of_classes(most: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
+                   as_json: Json = False) -> None:  # fmt: skip
+    """List who made, renamed, merged and split classes, and why.
+
+    Example: regraft class log
+    """
+    from infra import database
+    from records import classes
+
+    with database.connect().transaction() as session:
+        rows = classes.acts(session, most)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    _table(
+        ["when", "act", "class", "became", "images", "by", "why"],
+        (
+            (
+                f"{row.done_at:%Y-%m-%d %H:%M}", row.act, _plain_text(row.name),
+                _plain_text(row.to_name or ""), str(row.images), _plain_text(row.done_by),
+                _plain_text(row.why or ""),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+@class_app.command("rename")
+def rename_class(name: Annotated[str, typer.Argument(help="What it is called now.")],
+                 to: Annotated[str, typer.Argument(help="What it is called from now on.")],
+                 why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Call a class otherwise; folders, manifests and versions with the old name still mean it.
+
+    Example: regraft class rename antelope impala --why "all of them are" --by Ann
+    """
+    from infra import database
+    from records import classes
+
+    with database.connect().transaction() as session:
+        images = classes.rename(session, name, to, by, why)
+    _done({"name": name, "to_name": to, "images": images},
+          f"{name!r} is called {to!r}: {images} images", as_json)  # fmt: skip
+
+
+@class_app.command("merge")
+def merge_classes(name: Annotated[str, typer.Argument(help="The class that goes.")],
+                  into: Annotated[str, typer.Argument(help="The class that takes its images.")],
+                  why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
+    """Put all images of a class into another; the old name then means that one.
+
+    Example: regraft class merge puma cougar --why "one animal" --by Ann
+    """
+    from infra import database
+    from records import classes
+
+    with database.connect().transaction() as session:
+        images = classes.merge(session, name, into, by, why)
+    _done({"name": name, "to_name": into, "images": images},
+          f"{name!r} is part of {into!r}: {images} images", as_json)  # fmt: skip
+
+
+@class_app.command("split")
+def split_class(name: Annotated[str, typer.Argument(help="The class to take images from.")],
+                file: Annotated[Path, typer.Option(
+                    "--from", help="A CSV or JSON file with columns sha256 or key, and label.",
+                    exists=True, dir_okay=False)],
+                why: Why, by: By, new_class: NewClass = None,
+                as_json: Json = False) -> None:  # fmt: skip
+    """Put some images of a class into others, as a file says; what it does not name stays.
+
+    Example: regraft class split antelope --from parts.csv --new-class gazelle --why "two
+    animals" --by Ann
+    """
+    from tasks import labelling
+
+    wishes = labelling.read(str(file), file.read_bytes())
+    counts = labelling.split(name, wishes, by, why, new_class or ())
+    told = ", ".join(f"{count} are {part!r}" for part, count in counts.items())
+    _done({"name": name, "parts": counts}, f"of {name!r}: {told}", as_json)
 
 
 # --- decisions ------------------------------------------------------------------------------

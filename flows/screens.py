@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from sqlalchemy.orm import Session
 
 from flows import figures, timeline
 from flows.figures import percent
@@ -19,6 +20,7 @@ from infra import database
 from records import (
     batches,
     benchmark,
+    classes,
     deployments,
     evaluations,
     flips,
@@ -35,13 +37,17 @@ BAR = 16  # characters for a whole night
 
 
 def version_facts(version_id: int) -> dict[str, Any]:
-    """Everything about one version; `steps` and `profile` are those of its newest night."""
+    """Everything about one version; `steps` and `profile` are those of its newest night.
+
+    Classes are named as they were when it was trained; `called_today` has those that are not.
+    """
     night, known = timeline.of_version(version_id), figures.facts(version_id)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         judged = deployments.verdict(session, version_id)
         return {
             "version": asdict(version),
+            "called_today": _called_today(session, version.class_names),
             "epochs": [asdict(one) for one in versions.epochs(session, version_id)],
             **known,
             "verdict": asdict(judged) if judged else None,
@@ -59,6 +65,11 @@ def version_facts(version_id: int) -> dict[str, Any]:
             "profile": asdict(night),
             "gradcams": len(evaluations.gradcams(session, version_id)),
         }  # fmt: skip
+
+
+def _called_today(session: Session, class_names: list[str]) -> dict[str, str]:
+    now = classes.today(session)
+    return {name: now[name] for name in class_names if name in now}
 
 
 def _headline(what: str, facts: Iterable[str], reason: str | None) -> Console:
@@ -86,6 +97,8 @@ def show_version(version_id: int) -> None:
         ),
         facts["rejected"] or _swept(version["swept_at"]) or version["reason"],
     )
+    for name, now in facts["called_today"].items():
+        console.print(f"[bold]{escape(name)}[/bold] is called {escape(now)} today")
     figures.show(facts)
     marks = {"passed": "[green]✓[/green]", "failed": "[red]✗[/red]", "undecidable": "?",
              "overridden": "[yellow]![/yellow]"}  # fmt: skip

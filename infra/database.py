@@ -465,7 +465,7 @@ def run_lock(database: Database, name: str = "regraft-night") -> Iterator[RunLoc
     Postgres frees it as soon as the holder is gone, however it went. Raises Busy, naming the
     holder, or Unreachable.
     """
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    key = _lock_key(name)
     holder = f"{name} process {os.getpid()} on {socket.gethostname()}"
     with closing(_lock_connection(database.url, holder)) as connection:
         with closing(connection.cursor()) as cursor:
@@ -475,6 +475,20 @@ def run_lock(database: Database, name: str = "regraft-night") -> Iterator[RunLoc
                 raise Busy(_described_holder(cursor, name, key))
         with _kept_from_children(connection):
             yield RunLock(name, connection)
+
+
+def lock_for_transaction(session: Session, name: str) -> None:
+    """Hold a lock of `run_lock` until the transaction ends; never waits, raises Busy."""
+    key = _lock_key(name)
+    with closing(session.connection().connection.cursor()) as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", (key,))
+        [(taken,)] = cursor.fetchall()
+        if not taken:
+            raise Busy(_described_holder(cursor, name, key))
+
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def _lock_connection(url: str, holder: str) -> psycopg2.extensions.connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
+from records import labels
 from records.library import log_change
 from records.nearness import near
 from records.splits import places
@@ -160,7 +161,8 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
             JOIN images i ON i.sha256 = o.sha256 AND i.withdrawn_at IS NULL
             JOIN classes c ON c.id = i.class_id
             WHERE m.batch_id = :batch AND m.problem IS NULL
-              AND (m.label <> c.name OR m.sub_label NOT IN ('', i.sub_class))
+              AND (coalesce((SELECT today FROM class_names n WHERE n.name = m.label), m.label)
+                   <> c.name OR m.sub_label NOT IN ('', i.sub_class))
             ORDER BY m.key
             """
         ),
@@ -250,6 +252,7 @@ class Accepted:
     labelled_by: str
     facts: Mapping[str, Any]
     relabels: bool = False  # it is in the library already, and a manifest renames it
+    mined: bool = False  # a version found it and a person labelled it: `accept_batch` knows
 
 
 def accept_batch(
@@ -263,6 +266,7 @@ def accept_batch(
     on meanwhile.
     """
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))
+    accepted = _as_people_said(session, accepted)
     class_ids = _classes(session, batch_id, {one.label for one in accepted})
     known = _known_images(session, [one.sha256 for one in accepted])
     first: dict[str, Accepted] = {}
@@ -275,8 +279,8 @@ def accept_batch(
     placed = places(session, fresh, class_ids)
     _refuse_leaks(session)
     columns = [
-        "sha256", "class_id", "sub_class", "origin", "group_name", "split", "sequence", "width",
-        "height", "format", "bytes", "dhash", "labelled_by", "batch_id",
+        "sha256", "class_id", "sub_class", "origin", "mined", "group_name", "split", "sequence",
+        "width", "height", "format", "bytes", "dhash", "labelled_by", "batch_id",
     ]  # fmt: skip
     copy_rows(
         session,
@@ -288,6 +292,7 @@ def accept_batch(
                 class_ids[one.label],
                 one.sub_label,
                 one.origin,
+                one.mined,
                 placed[one.sha256].group_name,
                 placed[one.sha256].split,
                 placed[one.sha256].sequence,
@@ -316,6 +321,27 @@ def accept_batch(
     return len(fresh)
 
 
+def _as_people_said(session: Session, accepted: list[Accepted]) -> list[Accepted]:
+    """Mark what came from a pool as mined, by whoever labelled it.
+
+    The copy of a label that no longer stands waits without a batch, until it is taken away or its
+    label stands again.
+    """
+    stale = labels.taken_back(session, [one.object_id for one in accepted])
+    session.execute(
+        text("UPDATE objects SET batch_id = NULL WHERE id = ANY(:ids) AND state = 'pending'"),
+        {"ids": list(stale)},
+    )
+    by = labels.labelled_by(session, [one.sha256 for one in accepted])
+    return [
+        replace(one, mined=True, labelled_by=f"person:{by[one.sha256]}")
+        if one.sha256 in by
+        else one
+        for one in accepted
+        if one.object_id not in stale
+    ]
+
+
 def _refuse_leaks(session: Session) -> None:
     """Refuse what the benchmark has come to hold since the batch was compared with it.
 
@@ -332,7 +358,9 @@ def _refuse_leaks(session: Session) -> None:
 
 
 def _classes(session: Session, batch_id: int, names: set[str]) -> dict[str, int]:
-    rows = session.execute(select(Class.name, Class.id).where(Class.name.in_(names)))
+    """The number of each class, new ones made; of a name that a class once had, that class's."""
+    number_today = func.coalesce(Class.became_id, Class.id)
+    rows = session.execute(select(Class.name, number_today).where(Class.name.in_(names)))
     known = {name: number for name, number in rows}  # noqa: C416  (dict(Row) is typed less well)
     for name in sorted(names - set(known)):
         statement = insert(Class).values(name=name, batch_id=batch_id).returning(Class.id)

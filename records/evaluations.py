@@ -331,8 +331,9 @@ def transfer_between(
 ) -> Transfer | None:
     """What a version lost and gained against its parent on the images of a subject.
 
-    Only images whose stored answers of both have the same label, of a class that both know; of the
-    benchmark, each version's newest answers. None where they have no image in common.
+    Only images whose stored answers of both have the same label, of a class that both know, by
+    today's names; of the benchmark, each version's newest answers. None where they have no image
+    in common.
     """
     rows = session.execute(
         text(
@@ -341,19 +342,25 @@ def transfer_between(
                 SELECT DISTINCT ON (version_id) version_id, id FROM evaluations
                 WHERE subject = :subject AND version_id IN (:version, :parent)
                 ORDER BY version_id, benchmark_version DESC, id DESC),
+            known AS (
+                SELECT v.id, coalesce(n.today, one.name) AS today
+                FROM versions v, unnest(v.class_names) one (name)
+                LEFT JOIN class_names n USING (name) WHERE v.id IN (:version, :parent)),
+            told AS (
+                SELECT newest.version_id, a.sha256, a.correct, coalesce(n.today, a.label) AS label
+                FROM newest JOIN answers a ON a.evaluation_id = newest.id
+                LEFT JOIN class_names n ON n.name = a.label),
             shared AS (
-                SELECT unnest(class_names) AS name FROM versions WHERE id = :version
-                INTERSECT
-                SELECT unnest(class_names) FROM versions WHERE id = :parent)
+                SELECT today FROM known WHERE id = :version
+                INTERSECT SELECT today FROM known WHERE id = :parent)
             SELECT now.label, count(*), count(*) FILTER (WHERE before.correct),
                    count(*) FILTER (WHERE now.correct),
                    count(*) FILTER (WHERE before.correct AND NOT now.correct),
                    count(*) FILTER (WHERE now.correct AND NOT before.correct)
-            FROM answers now
-            JOIN answers before ON before.sha256 = now.sha256 AND before.label = now.label
-            WHERE now.evaluation_id = (SELECT id FROM newest WHERE version_id = :version)
-              AND before.evaluation_id = (SELECT id FROM newest WHERE version_id = :parent)
-              AND now.label IN (SELECT name FROM shared)
+            FROM told now
+            JOIN told before ON before.sha256 = now.sha256 AND before.label = now.label
+            WHERE now.version_id = :version AND before.version_id = :parent
+              AND now.label IN (SELECT today FROM shared)
             GROUP BY now.label
             """
         ),

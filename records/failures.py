@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from records import tables, versions
+from records import classes, tables, versions
 from vision.failures import Change, Derived, Sensitivity, aimed
 from vision.plan import Augmentation, Plan
 
@@ -153,6 +153,10 @@ def next_plan(
     version = versions.get(session, version_id)
     found = derived(session, version_id)
     asked = Plan.from_dict(version.plan) if plan is None else plan
+    if class_names is not None:  # as they are called today, and the version was trained before
+        now = classes.today(session)
+        own = {now.get(name, name): wide for name, wide in found.class_augmentation.items()}
+        found = replace(found, class_augmentation=own)
     names = version.class_names if class_names is None else class_names
     return aimed(asked, found, names), [one.sentence for one in found.changes]
 
@@ -197,7 +201,9 @@ def new_to(session: Session, version_id: int, parent_id: int) -> list[tuple[str,
             SELECT i.sha256, c.name FROM evaluations e
             JOIN images i ON i.batch_id = e.batch_id AND i.withdrawn_at IS NULL
             JOIN classes c ON c.id = i.class_id
-            JOIN versions p ON p.id = :parent AND c.name = ANY (p.class_names)
+            JOIN versions p ON p.id = :parent AND c.name IN (
+                SELECT coalesce(n.today, known.name) FROM unnest(p.class_names) known (name)
+                LEFT JOIN class_names n USING (name))
             WHERE e.version_id = :version AND e.subject = 'batch' AND i.split = 'train'
               AND i.added_at > p.created_at
             ORDER BY i.sha256

@@ -29,7 +29,11 @@ def of_verdict(session: Session, judged: VerdictRow) -> list[Flip]:
     rows = session.execute(
         text(
             """
-            SELECT b.sha256, b.source_key, b.class_name, now.correct,
+            WITH named AS (  -- what each of the two versions calls a class, and all call it today
+                SELECT v.id, coalesce(n.today, known.name) AS today
+                FROM versions v, unnest(v.class_names) known (name)
+                LEFT JOIN class_names n USING (name) WHERE v.id IN (:version, :champion))
+            SELECT b.sha256, b.source_key, coalesce(c.today, b.class_name), now.correct,
                    was.predicted, was.confidence, now.predicted, now.confidence
             FROM evaluations mine
             JOIN evaluations theirs ON theirs.version_id = :champion
@@ -37,12 +41,12 @@ def of_verdict(session: Session, judged: VerdictRow) -> list[Flip]:
             JOIN answers now ON now.evaluation_id = mine.id
             JOIN answers was ON was.evaluation_id = theirs.id AND was.sha256 = now.sha256
             JOIN benchmark_images b ON b.sha256 = now.sha256
-            JOIN versions candidate ON candidate.id = mine.version_id
-            JOIN versions champion ON champion.id = theirs.version_id
+            LEFT JOIN class_names c ON c.name = b.class_name
             WHERE mine.version_id = :version AND mine.subject = 'benchmark'
               AND mine.benchmark_version = :benchmark AND now.correct <> was.correct
-              AND b.class_name = ANY (candidate.class_names)
-              AND b.class_name = ANY (champion.class_names)
+              AND coalesce(c.today, b.class_name) IN (
+                  SELECT today FROM named WHERE id = :version
+                  INTERSECT SELECT today FROM named WHERE id = :champion)
             ORDER BY now.correct, now.confidence DESC, b.sha256
             """
         ),

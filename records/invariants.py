@@ -219,7 +219,19 @@ QUERIES = {
     "10: a benchmark answer has another label than the benchmark": """
         SELECT e.id, a.sha256, a.label, b.class_name FROM answers a
         JOIN evaluations e ON e.id = a.evaluation_id AND e.subject = 'benchmark'
-        JOIN benchmark_images b ON b.sha256 = a.sha256 WHERE a.label <> b.class_name
+        JOIN benchmark_images b ON b.sha256 = a.sha256
+        LEFT JOIN class_names told ON told.name = a.label
+        LEFT JOIN class_names frozen ON frozen.name = b.class_name
+        WHERE coalesce(told.today, a.label) <> coalesce(frozen.today, b.class_name)
+    """,
+    "10: a name that is no class any more points nowhere, or still has images": """
+        SELECT c.name FROM classes c JOIN classes b ON b.id = c.became_id
+        WHERE b.became_id IS NOT NULL OR EXISTS (SELECT 1 FROM images i WHERE i.class_id = c.id)
+    """,
+    # what people say of pools
+    "11: an image that a version found was never labelled by a person": """
+        SELECT sha256 FROM images i WHERE mined AND NOT EXISTS (
+            SELECT 1 FROM pool_acts a WHERE a.sha256 = i.sha256 AND a.act = 'label')
     """,
     # 12: pools, each picture answered once
     "12: an identification is closed though something of it is left": """

@@ -6,10 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
-
-from records.tables import Class
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,6 @@ class ClassRow:
     test: int
     held: int
     withdrawn: int
-
-
-def class_names(session: Session) -> set[str]:
-    """Every class name the library knows."""
-    return set(session.scalars(select(Class.name)))
 
 
 def class_mix(session: Session) -> dict[str, int]:

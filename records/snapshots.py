@@ -29,7 +29,10 @@ class SnapshotRow:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """What a class has for a snapshot; `lacks` above 0 leaves it out."""
+    """What a class has for a snapshot; `lacks` above 0 leaves it out.
+
+    One that rests on mined images, which only train, lacks at least the image to validate on.
+    """
 
     class_name: str
     usable: int
@@ -78,7 +81,11 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
     rows = session.execute(
         text(
             f"""
-            SELECT c.name, u.usable, greatest(:cutoff - u.usable, 0), k.train, k.validation, k.test
+            SELECT c.name, u.usable,
+                   greatest(:cutoff - u.usable, CASE WHEN k.validation = 0 AND EXISTS (
+                       SELECT 1 FROM images i WHERE i.class_id = c.id AND i.mined AND {_USABLE})
+                       THEN 1 ELSE 0 END),
+                   k.train, k.validation, k.test
             FROM classes c
             CROSS JOIN LATERAL (
                 SELECT count(*) AS usable FROM images i

@@ -32,6 +32,8 @@ class Newcomer(Protocol):
     @property
     def group_name(self) -> str | None: ...  # noqa: D102
     @property
+    def mined(self) -> bool: ...  # noqa: D102
+    @property
     def facts(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
@@ -86,7 +88,7 @@ def places(
         names = {name for one in members for _, name in older.get(one.sha256, [])}
         names |= {one.group_name for one in members if one.group_name}
         group_name = min(names) if names else head
-        drawn_by = next((one for one in members if one.origin == "real"), None)
+        drawn_by = next((one for one in members if not _only_trains(one)), None)
         sequence = None
         if len(splits) > 1:
             split = "held"
@@ -100,14 +102,19 @@ def places(
             next_number[line] += 1
             split = SPLIT_CYCLE[sequence % len(SPLIT_CYCLE)]
         for one in members:
-            # Staged and synthetic images only train; beside held-out neighbours they would leak.
-            made = one.origin != "real" and split != "train"
+            # Beside held-out neighbours what only trains would leak.
+            leaks = _only_trains(one) and split != "train"
             placed[one.sha256] = Place(
                 group_name=group_name,
-                split="held" if made else split,
+                split="held" if leaks else split,
                 sequence=sequence if one is drawn_by else None,
             )
     return placed
+
+
+def _only_trains(one: Newcomer) -> bool:
+    """Staged and synthetic images, and those that a model found: easy ones prove nothing."""
+    return one.mined or one.origin != "real"
 
 
 def _next_numbers(

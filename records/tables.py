@@ -141,14 +141,44 @@ class RunStep(Base):
 
 
 class Class(Base):
-    """One class that somebody has labelled an image with."""
+    """One class that somebody has labelled an image with, or a name that one had.
+
+    became_id: the class that goes by this name no longer, in one step (triggers see to it); NULL
+    for a class. made_by: the person who made it; NULL where a batch brought it.
+    """
 
     __tablename__ = "classes"
+    __table_args__ = (
+        CheckConstraint("became_id <> id", name="became_another"),
+        CheckConstraint(BY_A_PERSON.format("made_by"), name="made_by_person"),
+    )
 
     id: Mapped[int] = number()
     name: Mapped[str] = mapped_column(unique=True)
     batch_id: Mapped[int | None] = mapped_column(ForeignKey("batches.id"))
+    became_id: Mapped[int | None] = mapped_column(ForeignKey("classes.id"))
+    made_by: Mapped[str | None]
     created_at: Mapped[datetime] = now()
+
+
+class ClassAct(Base):
+    """What a person did with a class; written once. images: how many it moved, or had."""
+
+    __tablename__ = "class_acts"
+    __table_args__ = (
+        one_of("act", ("make", "rename", "merge", "split")),
+        CheckConstraint("(act = 'make') = (to_name IS NULL)", name="goes_somewhere"),
+        CheckConstraint(BY_A_PERSON.format("done_by"), name="done_by_person"),
+    )
+
+    id: Mapped[int] = number()
+    act: Mapped[str]
+    name: Mapped[str] = mapped_column(index=True)
+    to_name: Mapped[str | None]
+    images: Mapped[int]
+    done_by: Mapped[str]
+    why: Mapped[str | None]
+    done_at: Mapped[datetime] = now()
 
 
 class Batch(Base):
@@ -1256,3 +1286,13 @@ class PoolAct(Base):
     done_by: Mapped[str]
     why: Mapped[str | None]
     done_at: Mapped[datetime] = now()
+
+
+class PoolMove(Base):
+    """An act whose objects in S3 are still to follow; written with the act, deleted afterwards."""
+
+    __tablename__ = "pool_moves"
+
+    act_id: Mapped[int] = mapped_column(
+        ForeignKey("pool_acts.id"), primary_key=True, autoincrement=False
+    )

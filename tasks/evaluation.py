@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra import database, settings
-from records import batches, benchmark, evaluations, library, objects, runs, versions
+from records import batches, benchmark, classes, evaluations, library, objects, runs, versions
 from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
 from tasks.snapshot import Listed
@@ -305,9 +305,13 @@ def answers_of(
 ) -> Answers:
     """Answers for images that S3 or the pixel cache holds, by a version that is ready.
 
-    advance: is told how many images have been gathered so far.
+    labels: in the words of any time; the answers have them in those of the version. advance: is
+    told how many images have been gathered so far.
     """
     loaded = answering.loaded
+    if not set(labels) <= set(loaded.class_names):
+        with database.connect().transaction() as session:
+            labels = classes.as_known_to(loaded.class_names, labels, classes.today(session))
     with pixels.streamed(loaded.plan.geometry, {one: sources[one] for one in images}) as held:
         return predict(
             loaded.network,

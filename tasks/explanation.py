@@ -10,7 +10,7 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from infra import database, settings
-from records import benchmark, evaluations, objects, runs, versions
+from records import benchmark, classes, evaluations, objects, runs, versions
 from records.evaluations import GradCamRow, Told
 from tasks import checkpoints, pixels
 from tasks.step import reading, timed
@@ -80,12 +80,13 @@ def _wish(one: Told, subject: str, reason: str) -> Wanted:
 
 def _flips(session: Session, version_id: int, other_id: int) -> list[Wanted]:
     """Benchmark images that one of the two versions had right and the other wrong."""
-    latest = benchmark.current(session).version
+    latest, now = benchmark.current(session).version, classes.today(session)
     both = []
     for one in (version_id, other_id):
         found = evaluations.find(session, one, "benchmark", benchmark_version=latest)
         names = versions.get(session, one).class_names
-        both.append(evaluations.answers(session, found.id, names) if found else None)
+        stored = evaluations.answers(session, found.id, names) if found else None
+        both.append(stored.renamed(now) if stored else None)
     mine, theirs = both
     if mine is None or theirs is None:
         return []
@@ -97,10 +98,12 @@ def _flips(session: Session, version_id: int, other_id: int) -> list[Wanted]:
     turned = flips(mine, theirs)
     some = [*turned.lost[: MOST_FLIPS // 2], *turned.gained[: MOST_FLIPS // 2]]
     place = {sha256: row for row, sha256 in enumerate(mine.images)}
+    names = versions.get(session, version_id).class_names
     chosen = []
     for sha256 in some:
         row = place[sha256]
-        told = Told(sha256, mine.labels[row], mine.predicted[row], float(mine.confidence[row]))
+        words = classes.as_known_to(names, (mine.labels[row], mine.predicted[row]), now)
+        told = Told(sha256, *words, float(mine.confidence[row]))
         chosen += _both_classes(_wish(told, "benchmark", "flip"))
     return _known_targets(session, version_id, chosen)
 

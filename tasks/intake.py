@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
-import json
-import unicodedata
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from infra import database, storage
 from infra.storage import Listed, StorageError, bad_key
-from records import batches, deployments, objects, runs, versions
+from records import batches, classes, deployments, objects, runs, versions
 from records.objects import (
     LABELLED,
     MANIFESTS,
@@ -23,19 +20,19 @@ from records.objects import (
     label_of,
     normalised,
 )
+from tasks import labelling
 from tasks.fetching import fetching
 from tasks.pixels import cache, shelf
 from tasks.progress import progress
+from tasks.rows import LONGEST_FIELD, BadRows, presentable, read_rows, text_problem
 from tasks.step import reading, timed
 from vision.images import examine
 from vision.plan import Plan
 
+log = logging.getLogger("regraft")
+
 MANIFEST_COLUMNS = ("key", "label")
-LONGEST_FIELD = 1000  # characters of a key or box; a megabyte is an accident
-LONGEST_BYTES = 1024  # of a key: what S3 takes
-LONGEST_NAME = 255  # bytes of a class, group or person, as in a key: longer ones fit no index
 TEXTS = ("key", "label", "sub_label", "origin", "group", "labelled_by", "box")
-JOINERS = "\u200c\u200d"  # invisible, yet Persian and many emoji are misspelt without them
 
 
 class BadManifest(ValueError):
@@ -60,6 +57,8 @@ def take_in_new_images(run_id: int, plan: Plan, retired_classes: Sequence[str] =
     memory grow with what is new. A run that was killed leaves its batch open; the next
     one goes on with it.
     """
+    for line in labelling.follow().waiting:
+        log.warning("%s", line)
     with timed(run_id, "list") as facts:
         intake = _list_new(run_id, retired_classes)
         facts.update(asdict(intake))
@@ -87,8 +86,11 @@ def _list_new(run_id: int, retired_classes: Sequence[str]) -> Intake:
         objects.drop_gone(session, batch_id)
         champion = deployments.champion(session)
         if champion and count.gone:
+            now = classes.today(session)  # a version keeps the names that its classes had
             served = versions.get(session, champion.version_id).class_names
-            objects.refuse_vanished_classes(session, set(served) - set(retired_classes))
+            lost = {now.get(name, name) for name in retired_classes}
+            kept = {now.get(name, name) for name in served} - lost
+            objects.refuse_vanished_classes(session, kept)
         empty = batches.drop_empty_batch(session, batch_id)
     return Intake(None if empty else batch_id, count.listed, count.new, count.gone)
 
@@ -161,53 +163,15 @@ def read_manifest(key: str, body: bytes) -> list[ManifestEntry]:
     (`x y width height` as shares of the picture, 0..1) may be given.
     """
     try:
-        text = body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadManifest(
-            f"{key}: byte {error.start} is not UTF-8: save the manifest as UTF-8"
-        ) from None
-    rows = list(_json_rows(key, text) if key.endswith(".jsonl") else _csv_rows(key, text))
-    if not rows:
-        raise BadManifest(f"{key}: it has no rows: delete it, or fill it")
+        rows = read_rows(key, body, MANIFEST_COLUMNS)
+    except BadRows as error:
+        raise BadManifest(str(error)) from None
     entries = [_entry(row, number) for number, row in rows]
     unique: dict[ManifestEntry, ManifestEntry] = {}
     for entry in entries:
         # What is said twice is said once; each bad row is answered.
         unique.setdefault(entry if entry.problem else replace(entry, row=0), entry)
     return _contradictions_marked(list(unique.values()))
-
-
-def _csv_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # The csv module stops at 128 KiB a field; longer ones must reach the check that names them.
-    csv.field_size_limit(len(text) + 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    _require_columns(key, reader.fieldnames or [])
-    for number, row in enumerate(reader, start=2):
-        yield number, {name: value for name, value in row.items() if name is not None}
-
-
-def _json_rows(key: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: JSON allows line separators of other scripts inside its texts.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadManifest(f"{key}: line {number} is not JSON ({error}): mend it") from None
-        if not isinstance(row, dict):
-            raise BadManifest(f"{key}: line {number} is not an object: write {{...}}")
-        _require_columns(key, list(row))
-        yield number, row
-
-
-def _require_columns(key: str, columns: Any) -> None:
-    missing = [name for name in MANIFEST_COLUMNS if name not in columns]
-    if missing:
-        raise BadManifest(
-            f"{key}: column {', '.join(missing)} is missing; it has "
-            f"{presentable(', '.join(columns))[:200] or 'none'}: add it to the header"
-        )
 
 
 def _entry(row: dict[str, Any], number: int) -> ManifestEntry:
@@ -239,32 +203,6 @@ def _entry(row: dict[str, Any], number: int) -> ManifestEntry:
         box=box,
         problem=problem,
     )
-
-
-def text_problem(name: str, word: str) -> str | None:
-    """What keeps a text from being stored or shown, if anything does."""
-    if len(word) > LONGEST_FIELD:
-        return f"{name} has {len(word):,} characters: {LONGEST_FIELD:,} are the most"
-    if sign := _unseen(word):
-        return f"{name} holds U+{ord(sign):04X}, which nobody sees: delete it"
-    size = len(word.encode())
-    if name not in {"key", "box"} and size > LONGEST_NAME:
-        return f"{name} has {size:,} bytes: {LONGEST_NAME} are the most; shorten it"
-    return None
-
-
-def _unseen(word: str) -> str | None:
-    """The first control character, half a character, line break or invisible sign of a text."""
-    kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    return next((s for s in word if unicodedata.category(s) in kinds and s not in JOINERS), None)
-
-
-def presentable(word: str) -> str:
-    """A text that Postgres can hold and a terminal does not obey, cut to a length to read."""
-    if not _unseen(word[:LONGEST_FIELD]) and len(word.encode(errors="replace")) <= LONGEST_BYTES:
-        return word
-    escaped = word[:LONGEST_FIELD].encode("unicode_escape", "backslashreplace").decode("ascii")
-    return escaped[:LONGEST_FIELD]
 
 
 def _box(word: str) -> tuple[float, float, float, float] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from infra import database
-from records import benchmark, evaluations, runs, versions
+from records import benchmark, classes, evaluations, runs, versions
 from records.versions import Ancestor
 from tasks.step import reading, timed
 from vision.answers import Answers
@@ -145,7 +145,8 @@ def _difference(
     def answers(version_id: int) -> Answers | None:
         found = evaluations.find(session, version_id, subject, **which)
         names = versions.get(session, version_id).class_names
-        return evaluations.answers(session, found.id, names) if found else None
+        stored = evaluations.answers(session, found.id, names) if found else None
+        return stored.renamed(classes.today(session)) if stored else None
 
     one, other = answers(first), answers(second)
     return difference(one, other) if one and other else None

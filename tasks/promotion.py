@@ -7,6 +7,7 @@ repeat answers that were recorded.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from infra.database import run_lock
-from records import benchmark, deployments, evaluations, runs, versions
+from records import benchmark, classes, deployments, evaluations, runs, versions
 from records.benchmark import BenchmarkRow, Member
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
@@ -98,25 +99,28 @@ def _judged(
 def evidence(
     session: Session, version_id: int, frozen: BenchmarkRow, repeated: Repeated | None = None
 ) -> Evidence:
-    """What is stored about a version, as the gate wants it; what is absent stays absent."""
+    """What is stored about a version, as the gate wants it; what is absent stays absent.
+
+    Classes go by what they are called today, so that one that was renamed is compared on.
+    """
     version = versions.get(session, version_id)
     on_benchmark = evaluations.find(
         session, version_id, "benchmark", benchmark_version=frozen.version
     )
     on_test = evaluations.find(session, version_id, "test")
-    names = version.class_names
+    names, now = version.class_names, classes.today(session)
     return Evidence(
         version=f"version {version_id}",
-        class_names=tuple(names),
+        class_names=tuple(dict.fromkeys(now.get(name, name) for name in names)),
         checkpoint_digest=version.checkpoint_digest or "",
         evaluated_digest=on_benchmark.checkpoint_digest if on_benchmark else "",
         benchmark_digest=frozen.digest,
         benchmark_images=frozenset(
             one.sha256 for one in benchmark.members(session, frozen.version)
         ),
-        benchmark=_answers(session, on_benchmark, names),
+        benchmark=_answers(session, on_benchmark, names, now),
         runtime=told(on_benchmark.runtime) if on_benchmark else "",
-        test=_answers(session, on_test, names),
+        test=_answers(session, on_test, names, now),
         training_accuracy=version.training_accuracy,
         validation_accuracy=version.validation_accuracy,
         latency_seconds=version.latency_seconds,
@@ -128,13 +132,20 @@ def evidence(
 
 
 def _answers(
-    session: Session, evaluation: EvaluationRow | None, class_names: list[str]
+    session: Session,
+    evaluation: EvaluationRow | None,
+    class_names: list[str],
+    now: Mapping[str, str] | None = None,
 ) -> Answers | None:
-    """Stored answers, all of them or as good as none: the gate fails what is absent."""
+    """Stored answers, all of them or as good as none: the gate fails what is absent.
+
+    now: what classes are called instead, where they are called otherwise.
+    """
     if evaluation is None:
         return None
     try:
         answers = evaluations.answers(session, evaluation.id, class_names)
+        answers = answers.renamed(now) if answers and now else answers
     except BadAnswers as error:
         log.warning("evaluation %d cannot be used: %s", evaluation.id, error)
         return None
@@ -328,7 +339,9 @@ def repeat(
         [one.class_name for one in members],
         engine_of(recorded.runtime),
     )
-    pairs = ((before.label_confidence, again.label_confidence),
+    # A class that was merged since has another label, of which nothing was recorded.
+    alike = [one == other for one, other in zip(before.labels, again.labels, strict=True)]
+    pairs = ((before.label_confidence[alike], again.label_confidence[alike]),
              (before.confidence, again.confidence))  # fmt: skip
     apart = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
     return Repeated(len(names), apart)

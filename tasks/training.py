@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from infra import database, settings, storage
-from records import objects, runs, snapshots, versions
+from records import classes, objects, runs, snapshots, versions
 from records.versions import EpochRow
 from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
@@ -120,6 +120,10 @@ def _start(
     """The network to train, from its parent, from weights or by chance, and facts about that."""
     if parent_id is not None and plan.recipe != "scratch":
         parent = checkpoints.load(parent_id)
+        with database.connect().transaction() as session:
+            now = classes.today(session)
+        # a class that was renamed since keeps its row of the head
+        parent = dataclasses.replace(parent, class_names=classes.renamed(parent.class_names, now))
         network = networks.warm_start(parent, plan, class_names)
         kept = networks.inherited(plan, parent.class_names, class_names)
     else:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from infra import database
-from records import batches, deployments, evaluations, library, objects, runs, versions
+from records import (
+    batches,
+    classes,
+    deployments,
+    evaluations,
+    library,
+    objects,
+    runs,
+    versions,
+)
 from records.batches import Accepted, Refused
 from tasks import checkpoints, data_docs, expectations
 from tasks.evaluation import answer
@@ -38,7 +48,7 @@ def check_batch(run_id: int, batch_id: int, rules: Rules) -> Checked:
     with timed(run_id, "validate") as facts:
         with database.connect().transaction() as session:
             rows = batches.frame_rows(session, batch_id)
-            known = library.class_names(session)
+            known = classes.names(session)
             mix = library.class_mix(session)
             let_in_by = batches.decided_by(session, batch_id)
         if not rows:  # a manifest that says nothing new, or a step that had been done before
@@ -86,9 +96,14 @@ def settle_gone(run_id: int) -> int:
     return changes.total()
 
 
-def _labelled(rows: list[dict[str, Any]], known: set[str]) -> list[dict[str, Any]]:
-    """Give each row its label and say what is wrong with it, seen over the whole batch."""
+def _labelled(rows: list[dict[str, Any]], known: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Give each row its label and say what is wrong with it, seen over the whole batch.
+
+    known: every name there is or was, and what it is called today.
+    """
     for row in rows:
+        for source in ("manifest_label", "folder_label"):  # keys and manifests keep old names
+            row[source] = known.get(row[source], row[source])
         row["label"] = row["manifest_label"] if row["in_manifest"] else row["folder_label"]
         row["label"] = row["label"] or row["folder_label"]
         if row["row_problem"]:
@@ -121,10 +136,10 @@ def _labelled(rows: list[dict[str, Any]], known: set[str]) -> list[dict[str, Any
     return rows
 
 
-def _spellings(rows: list[dict[str, Any]], known: set[str]) -> dict[str, str]:
+def _spellings(rows: list[dict[str, Any]], known: Mapping[str, str]) -> dict[str, str]:
     """For each label the spelling that counts: the library's, else the batch's most frequent."""
     counted = Counter(row["label"] for row in rows if row["label"])
-    meant = {name.casefold(): name for name in sorted(known)}
+    meant = {name.casefold(): known[name] for name in sorted(known)}
     for label, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0])):
         meant.setdefault(label.casefold(), label)
     return {label: label if label in known else meant[label.casefold()] for label in counted}
@@ -196,16 +211,19 @@ def _drift(batch: Counter[str], library_mix: dict[str, int]) -> float:
 def _disagreement(champion_id: int, good: list[dict[str, Any]]) -> tuple[int, int]:
     """How many of the champion's confident answers on new images contradict their labels."""
     loaded = checkpoints.load(champion_id)
-    judged = {
-        row["sha256"]: row for row in good if row["label"] in loaded.class_names and row["sha256"]
-    }
-    if not judged:
-        return 0, 0
     sources: dict[str, tuple[str, str | None]] = {}
     with database.connect().transaction() as session:
+        now = classes.today(session)
+        known = {now.get(name, name) for name in loaded.class_names}
+        judged = {
+            row["sha256"]: row for row in good if row["label"] in known and row["sha256"]
+        }
+        if not judged:
+            return 0, 0
         sources.update(objects.sources(session, list(judged)))
     images = sorted(sources)
-    answers = answer(loaded, sources, images, [judged[sha256]["label"] for sha256 in images])
+    labels = [judged[sha256]["label"] for sha256 in images]
+    answers = answer(loaded, sources, images, labels).renamed(now)
     confident = answers.confidence >= CONFIDENT
     return int((confident & ~answers.correct).sum()), int(confident.sum())
 

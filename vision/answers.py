@@ -4,7 +4,7 @@ No torch here: records and pages read answers too.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,6 +144,36 @@ class Answers:
         """Probability of the best class, [N]."""
         return self.confidences[:, 0]
 
+    def renamed(self, now: Mapping[str, str]) -> "Answers":
+        """The same answers with other names for some classes; where two become one they add up.
+
+        Of k best classes fewer may be left then, equally many of each image.
+        """
+        if not set(now) & {*self.class_names, *self.labels}:
+            return self
+        named = [now.get(name, name) for name in self.class_names]
+        labels = tuple(now.get(label, label) for label in self.labels)
+        names = tuple(dict.fromkeys(named))
+        place = {name: index for index, name in enumerate(names)}
+        top = np.array([place[name] for name in named], dtype=np.int64)[self.top]
+        confidences = self.confidences
+        if len(names) < len(named):
+            top, confidences = _added_up(top, confidences, len(names), len(named))
+        true = np.array([place.get(label, -1) for label in labels], dtype=np.int64)
+        listed = top == true[:, None]
+        return Answers(
+            images=self.images,
+            labels=labels,
+            class_names=names,
+            top=top,
+            confidences=confidences,
+            label_confidence=np.where(
+                listed.any(axis=1),
+                np.where(listed, confidences, 0).sum(axis=1),
+                np.where(true < 0, 0, self.label_confidence),
+            ),
+        )
+
     def select(self, mask: npt.ArrayLike) -> "Answers":
         """Keep the rows of a boolean mask [N] or of integer indices, in their order."""
         chosen = np.asarray(mask)
@@ -170,6 +200,23 @@ class Answers:
                 raise BadAnswers(f"image {image} was never answered: predict it first")
             rows.append(place[image])
         return self.select(np.array(rows, dtype=np.int64))
+
+
+def _added_up(
+    top: npt.NDArray[np.int64], confidences: npt.NDArray[np.float32], classes: int, before: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Best classes [N, k] of which some are the same, each once, best first, with their sums.
+
+    classes: how many there are now, and were before.
+    """
+    same = top[:, :, None] == top[:, None, :]
+    summed = np.minimum((same * confidences[:, None, :]).sum(axis=2), 1)
+    first = same.argmax(axis=2) == np.arange(top.shape[1])
+    kept = int(first.sum(axis=1).min(initial=classes))
+    if top.shape[1] < before:  # then no row is known to have all that is left
+        kept = max(1, min(kept, classes - 1))
+    order = np.argsort(np.where(first, -summed, 1), axis=1, kind="stable")[:, :kept]
+    return np.take_along_axis(top, order, axis=1), np.take_along_axis(summed, order, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
