@@ -120,21 +120,26 @@ def newest_known(session: Session) -> frozenset[str]:
     return frozenset(names or ())
 
 
-# What a person said of a picture last; a label that was dismissed no longer stands.
+# What a person said of a picture last; a label that was dismissed no longer stands. Of the names
+# of a class, which may have changed since, both sides mean today's.
 _STANDING = """
     standing AS MATERIALIZED (
-        SELECT DISTINCT ON (sha256) sha256, act, class_name, version_id, predicted, done_at
-        FROM pool_acts WHERE act IN ('label', 'dismiss', 'unknown') ORDER BY sha256, id DESC)
+        SELECT DISTINCT ON (sha256) sha256, act, coalesce(n.today, class_name) AS class_name,
+               version_id, predicted, done_at
+        FROM pool_acts LEFT JOIN class_names n ON n.name = class_name
+        WHERE act IN ('label', 'dismiss', 'unknown') ORDER BY sha256, id DESC)
 """
 # All that might be of a class: by the score that was kept for it as a target, or because the
 # version thinks so; who identified a pool before may have named no targets.
 _FOUND = """
     found AS MATERIALIZED (
-        SELECT sha256, class_name, confidence FROM target_scores
-        WHERE version_id = :version AND class_name = ANY(:classes) AND confidence >= :from
-        UNION
-        SELECT sha256, predicted, confidence FROM pool_answers
-        WHERE version_id = :version AND predicted = ANY(:classes) AND confidence >= :from)
+        SELECT found.*, coalesce(n.today, class_name) AS today FROM (
+            SELECT sha256, class_name, confidence FROM target_scores
+            WHERE version_id = :version AND class_name = ANY(:classes) AND confidence >= :from
+            UNION
+            SELECT sha256, predicted, confidence FROM pool_answers
+            WHERE version_id = :version AND predicted = ANY(:classes) AND confidence >= :from
+        ) found LEFT JOIN class_names n ON n.name = class_name)
 """
 # What another version took for a gazelle, and was none, may still be an okapi.
 _SPOKEN = """
@@ -157,14 +162,15 @@ def needs(session: Session, of: ShortlistRun) -> list[Need]:
             f"""
             WITH {_STANDING}
             SELECT c.class_name, c.usable, library.usable, coming.images, confirmed.images
-            FROM snapshot_classes c
+            FROM snapshot_classes c LEFT JOIN class_names n ON n.name = c.class_name
             CROSS JOIN LATERAL (
                 SELECT count(*) AS usable FROM images i JOIN classes k ON k.id = i.class_id
-                WHERE k.name = c.class_name AND i.withdrawn_at IS NULL AND i.split <> 'held'
+                WHERE k.name = coalesce(n.today, c.class_name) AND i.withdrawn_at IS NULL
+                  AND i.split <> 'held'
             ) library
             CROSS JOIN LATERAL (
                 SELECT count(*) AS images FROM standing s
-                WHERE s.act = 'label' AND s.class_name = c.class_name
+                WHERE s.act = 'label' AND s.class_name = coalesce(n.today, c.class_name)
                   AND NOT EXISTS (SELECT 1 FROM images i WHERE i.sha256 = s.sha256)
                   AND NOT EXISTS (SELECT 1 FROM objects o
                                   WHERE o.sha256 = s.sha256 AND o.state = 'quarantined')
@@ -172,7 +178,8 @@ def needs(session: Session, of: ShortlistRun) -> list[Need]:
             CROSS JOIN LATERAL (
                 SELECT count(*) AS images FROM standing s
                 JOIN pool_answers a ON a.version_id = :version AND a.sha256 = s.sha256
-                WHERE s.act = 'label' AND s.class_name = c.class_name AND s.done_at >= :since
+                WHERE s.act = 'label' AND s.class_name = coalesce(n.today, c.class_name)
+                  AND s.done_at >= :since
             ) confirmed
             WHERE c.snapshot_digest = :snapshot AND c.lacks = 0 AND c.usable < :wanted
             ORDER BY c.usable DESC, c.class_name
@@ -197,7 +204,7 @@ def tallies(
             SELECT f.class_name, width_bucket(f.confidence, CAST(:bands AS real[])),
                    count(*) FILTER (WHERE {_WAITS}), count(*) FILTER (WHERE {_JUDGED}),
                    count(*) FILTER (WHERE {_JUDGED} AND s.act = 'label'
-                                    AND s.class_name = f.class_name)
+                                    AND s.class_name = f.today)
             FROM found f LEFT JOIN standing s USING (sha256) GROUP BY 1, 2 ORDER BY 1, 2
             """  # noqa: S608
         ),
@@ -218,7 +225,7 @@ def candidates(
                    a.confidence,
                    CASE WHEN NOT {_SPOKEN} THEN 'waiting' WHEN s.act = 'dismiss' THEN 'dismissed'
                         WHEN s.act = 'unknown' THEN 'unknown'
-                        WHEN s.class_name = f.class_name THEN 'confirmed'
+                        WHEN s.class_name = f.today THEN 'confirmed'
                         ELSE s.class_name END
             FROM found f
             JOIN pool_answers a ON a.version_id = :version AND a.sha256 = f.sha256

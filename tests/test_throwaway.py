@@ -30,10 +30,11 @@ from flows.nightly import nightly
 from flows.throwaway import throwaway
 from infra.database import Busy, run_lock
 from infra.embedded import Addresses
-from records import sweeps, versions
-from records.shortlists import NoShortlist
+from records import classes, sweeps, versions
+from records.labels import Wish
+from records.shortlists import Candidate, NoShortlist
 from records.versions import Swept, checkpoint_key
-from tasks import sweeping
+from tasks import labelling, sweeping
 from tasks.evaluation import evaluate_again
 from tasks.identification import BadPool
 from tasks.sweeping import BadAge, sweep
@@ -126,7 +127,7 @@ def test_the_shortlist_follows_what_people_confirm(shortlisted: World) -> None:
         ]
 
         for one in found[:4]:
-            say(world, one, "label" if one in right else "dismiss")
+            say(one, ring=one in right)
         [ring] = shortlist.of_run().classes
         assert (ring.judged, ring.waiting) == (4, len(found) - 4)
         assert ring.right == ring.confirmed == ring.coming == sum(one in right for one in found[:4])
@@ -136,7 +137,7 @@ def test_the_shortlist_follows_what_people_confirm(shortlisted: World) -> None:
         assert states[:4] == ["confirmed" if one in right else "dismissed" for one in found[:4]]
 
         for one in right:
-            say(world, one, "label")
+            say(one, ring=True)
         [ring] = shortlist.of_run().classes
         assert (ring.confirmed, ring.lacks, ring.reaches) == (len(right), 0, "yes, next intake")
         for words in (["shortlist"], ["shortlist", "--class", "ring"], ["show", "3"]):
@@ -147,26 +148,23 @@ def test_the_shortlist_follows_what_people_confirm(shortlisted: World) -> None:
         [row] = csv.DictReader(io.StringIO(listed))
         assert (row["class_name"], row["confirmed"]) == ("ring", str(len(right)))
 
+        with world.transaction() as session:
+            classes.rename(session, "ring", "hoop", "Ann", "as the keepers say")
+        assert shortlist.of_run().classes == (ring,)
+
         # what was judged before a version answered says nothing about its answers
         world.act("UPDATE identifications SET started_at = now() + interval '1 hour'")
         [ring] = shortlist.of_run().classes
         assert (ring.judged, ring.confirmed, ring.coming) == (0, 0, len(right))
 
 
-def say(world: World, one: shortlist.Candidate, act: str) -> None:
+def say(one: Candidate, *, ring: bool) -> None:
     """Have a person say of a candidate that it is a ring, or that the answer is wrong."""
-    labelled = act == "label"
-    world.act(
-        "INSERT INTO pool_acts (sha256, act, class_name, to_key, version_id, predicted, "
-        "confidence, done_by) VALUES (:sha, :act, :name, :to, :version, :said, :confidence, 'Ann')",
-        sha=one.sha256,
-        act=act,
-        name="ring" if labelled else None,
-        to=f"labelled/ring/{one.sha256}.png" if labelled else None,
-        version=one.version,
-        said=one.said,
-        confidence=one.confidence,
-    )
+    wish = Wish(one.key, image=one.sha256, label="ring" if ring else None, version=one.version)
+    if ring:
+        labelling.label([wish], "Ann")
+    else:
+        labelling.dismiss([wish], "Ann")
 
 
 DEPLOY = """
