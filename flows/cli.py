@@ -595,7 +595,9 @@ def throwaway(cutoff: Annotated[int, typer.Option(
     outcome = flow(cutoff=cutoff, pools=pool, plan=plan, precision=precision, root=root)
     _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
     if outcome.state == "shortlisted" and not as_json:
-        _show_shortlist(outcome.run_id)
+        from flows import shortlist
+
+        shortlist.show(shortlist.of_run(outcome.run_id))
 
 
 @app.command()
@@ -625,16 +627,7 @@ def shortlist(run: Annotated[int | None, typer.Argument(
     elif as_csv:
         shortlists.write_classes(shortlists.of_run(run))
     else:
-        _show_shortlist(run)
-
-
-def _show_shortlist(run: int | None) -> None:
-    from flows import shortlist as shortlists
-
-    found = shortlists.of_run(run)
-    columns, rows = shortlists.table(found)
-    typer.echo(found.sentence)
-    _table(columns, _literally(rows))
+        shortlists.show(shortlists.of_run(run))
 
 
 @app.command()

@@ -7,6 +7,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+from rich.console import Console
+from rich.markup import escape
+
+from flows import grid
 from infra import database
 from records import shortlists
 from records.shortlists import Candidate, Need, Tally
@@ -61,7 +65,9 @@ class Shortlist:
             for prefix, state in self.pools.items()
         )
         swept = "; it was swept" if self.swept else ""
-        return f"{told}, looked in {pools or 'no pool yet'} for {len(self.classes)} classes{swept}"
+        count = len(self.classes)
+        classes = "1 class" if count == 1 else f"{count} classes"
+        return f"{told}, looked in {pools or 'no pool yet'} for {classes}{swept}"
 
 
 def of_run(run_id: int | None = None) -> Shortlist:
@@ -161,6 +167,13 @@ def _expected(one: Wanted) -> str:
         return f"{known.unjudged} never judged" if known.unjudged else "none waits"
     told = f"{known.precision:.0%} ({known.precision_low:.0%}-{known.precision_high:.0%})"
     return f"{told}, +{known.unjudged}" if known.unjudged else told
+
+
+def show(found: Shortlist) -> None:
+    """Print a shortlist for people."""
+    Console().print(escape(found.sentence), highlight=False)
+    columns, rows = table(found)
+    grid.table(columns, [[escape(cell) for cell in row] for row in rows])
 
 
 def write_classes(found: Shortlist) -> None:
