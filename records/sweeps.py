@@ -76,8 +76,8 @@ def delete_embeddings(session: Session) -> int:
             DELETE FROM embeddings e USING (
                 SELECT e.version_id, e.sha256 FROM versions v
                 JOIN embeddings e ON e.version_id = v.id
-                WHERE v.swept_at IS NOT NULL LIMIT :most) some
-            WHERE e.version_id = some.version_id AND e.sha256 = some.sha256
+                WHERE v.swept_at IS NOT NULL LIMIT :most) batch
+            WHERE e.version_id = batch.version_id AND e.sha256 = batch.sha256
             """
         ),
         {"most": AT_ONCE},
