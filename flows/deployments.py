@@ -274,7 +274,11 @@ def shortlist_after_nights(deployment_id: UUID) -> None:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[RunDeployment(source="selected", deployment_id=deployment_id)],
+        actions=[
+            RunDeployment(
+                source="selected", deployment_id=deployment_id, parameters=None, job_variables=None
+            )
+        ],
     )
     _automate(wanted)
 

@@ -106,13 +106,13 @@ def publish(
             )
 
 
-def announce_near_cutoff(_: object, finished: FlowRun, __: object) -> None:
+def announce_near_cutoff(flow: object, flow_run: FlowRun, state: object) -> None:
     """Tell Prefect of classes near the cutoff that no throw-away version knows, for automations.
 
     A hook of the night: by then its lock is free, so that what the event starts can hold it.
     """
     with database.connect().transaction() as session:
-        run = runs.by_flow_run(session, str(finished.id))
+        run = runs.by_flow_run(session, str(flow_run.id))
         if run is None or run.snapshot_digest is None:
             return
         counts = snapshots.class_counts(session, run.snapshot_digest)

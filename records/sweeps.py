@@ -70,7 +70,7 @@ def embeddings(session: Session, also: list[int]) -> tuple[int, int]:
 
 def delete_embeddings(session: Session) -> int:
     """Delete some embeddings of swept versions; answers how many, 0 when none is left."""
-    return session.execute(
+    deleted: int = session.execute(
         text(
             """
             DELETE FROM embeddings e USING (
@@ -82,3 +82,4 @@ def delete_embeddings(session: Session) -> int:
         ),
         {"most": AT_ONCE},
     ).rowcount  # type: ignore[attr-defined]
+    return deleted

@@ -211,7 +211,8 @@ def unswept(session: Session, version_id: int) -> VersionRow:
 
 def latest(session: Session) -> int | None:
     """The newest version that a night has trained, whether it serves or not."""
-    return session.scalar(text("SELECT version_id FROM latest"))
+    newest: int | None = session.scalar(text("SELECT version_id FROM latest"))
+    return newest
 
 
 def root(session: Session, version_id: int) -> VersionRow:
