@@ -249,7 +249,7 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next(shortlisted: World) -> 
         assert shortlist.of_run().swept
         assert shortlist.candidates("ring") != []
 
-        again = throwaway(cutoff=LOWER, plan=replace(PLAN, epochs=1))
+        again = throwaway(cutoff=LOWER, plan=PLAN)
         assert again.version_id == 4
         assert world.ask("SELECT count(*) FROM embeddings WHERE version_id = 4") == [(30,)]
         world.check()
