@@ -112,23 +112,16 @@ def announce_near_cutoff(flow: object, flow_run: FlowRun, state: object) -> None
     A hook of the night: by then its lock is free, so that what the event starts can hold it.
     """
     with database.connect().transaction() as session:
-        run = runs.by_flow_run(session, str(flow_run.id))
-        if run is None or run.snapshot_digest is None:
-            return
-        counts = snapshots.class_counts(session, run.snapshot_digest)
-        known = shortlists.newest_known(session)
-    near = [
-        one for one in counts if one.lacks > 0 and one.usable >= NEARLY * (one.usable + one.lacks)
-    ]
-    if {one.class_name for one in near} <= known:
+        near = shortlists.near_cutoff(session, str(flow_run.id), NEARLY)
+    if all(one.known for one in near):
         return
     emit_event(
         NEAR_CUTOFF,
         resource={"prefect.resource.id": "regraft.library", "prefect.resource.name": "library"},
         payload={
-            "run_id": run.id,
+            "run_id": near[0].run_id,
             "classes": [
-                {"class": one.class_name, "has": one.usable, "lacks": one.lacks} for one in near
+                {"class": one.class_name, "has": one.has, "lacks": one.lacks} for one in near
             ],
         },
     )

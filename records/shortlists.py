@@ -107,17 +107,38 @@ def run(session: Session, run_id: int | None = None) -> ShortlistRun:
     return ShortlistRun(*row)
 
 
-def newest_known(session: Session) -> frozenset[str]:
-    """The classes that the newest throw-away version knows; none without one."""
-    names = session.scalar(
+@dataclass(frozen=True)
+class NearClass:
+    """A class that a run left out for want of a few images.
+
+    known: whether the newest throw-away version has learned it.
+    """
+
+    run_id: int
+    class_name: str
+    has: int
+    lacks: int
+    known: bool
+
+
+def near_cutoff(session: Session, flow_run_id: str, share: float) -> list[NearClass]:
+    """Classes that have this share of the cutoff, and not all of it, as a flow run found them."""
+    rows = session.execute(
         text(
             """
-            SELECT class_names FROM versions WHERE purpose = 'throwaway' AND state = 'trained'
-            ORDER BY id DESC LIMIT 1
+            SELECT r.id, c.class_name, c.usable, c.lacks, c.class_name = ANY(coalesce((
+                       SELECT class_names FROM versions
+                       WHERE purpose = 'throwaway' AND state = 'trained'
+                       ORDER BY id DESC LIMIT 1), '{}'))
+            FROM runs r JOIN snapshot_classes c USING (snapshot_digest)
+            WHERE r.flow_run_id = :flow AND c.lacks > 0
+              AND c.usable >= :share * (c.usable + c.lacks)
+            ORDER BY c.lacks, c.class_name
             """
-        )
+        ),
+        {"flow": flow_run_id, "share": share},
     )
-    return frozenset(names or ())
+    return [NearClass(*row) for row in rows]
 
 
 # What a person said of a picture last; a label that was dismissed no longer stands. Of the names
