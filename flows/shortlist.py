@@ -122,7 +122,8 @@ def _reaches(need: Need, cutoff: int, waiting: int, expected: Outlook) -> str:
         return f"no, {waiting} wait"
     if expected.chance is None:
         return "open"
-    return f"{expected.verdict} ({expected.chance:.0%})"
+    more = "+" if expected.unjudged else ""
+    return f"{expected.verdict} ({expected.chance:.0%}{more})"
 
 
 def candidates(class_name: str, run_id: int | None = None) -> list[Candidate]:
