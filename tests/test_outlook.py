@@ -8,12 +8,12 @@ from vision.outlook import PRIOR, Band, outlook
 
 def test_one_band_is_a_beta_binomial() -> None:
     """Expectation, interval and chance are those of the textbook."""
-    told = outlook([Band(0.5, waiting=30, judged=8, right=6)], lacks=15)
+    told = outlook([Band(0.5, waiting=30, judged=8, right=6)], lacks=20)
     right = betabinom(30, 6 + PRIOR, 2 + PRIOR)
     assert told.expected == pytest.approx(right.mean())
     assert (told.expected_low, told.expected_high) == (right.ppf(0.025), right.ppf(0.975))
     assert told.precision == pytest.approx(right.mean() / 30)
-    assert told.chance == pytest.approx(right.sf(14))
+    assert told.chance == pytest.approx(right.sf(19))
     assert (told.unjudged, told.verdict) == (0, "open")
 
 
