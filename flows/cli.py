@@ -75,6 +75,11 @@ Sheet = Annotated[
     typer.Option("--sheet", help="Write a contact sheet of thumbnails here: .html or .png."),
 ]
 
+Pools = Annotated[
+    list[str] | None,
+    typer.Option("--pool", help="s3://PREFIX or a folder of images; may be repeated. Without it, "
+                                "all that were identified before."),
+]  # fmt: skip
 From = Annotated[
     int | None, typer.Option("--from", help="A pretrained version to start from.")
 ]
@@ -171,12 +176,16 @@ def serve(
     control: Annotated[
         str, typer.Option(help="When the control run begins, as cron; `never` for none.")
     ] = "0 12 * * 0",
+    throwaway: Annotated[int | None, typer.Option(
+        help="Have a night that reports classes near the cutoff followed by a throw-away run from "
+             "this lower cutoff on.", show_default=False)] = None,
+    pool: Pools = None,
     plan_file: PlanFile = None,
     fields: Set = None,
 ) -> None:
     """Run the nightly retrain and the control run on their schedules until it is stopped.
 
-    Example: regraft serve --cron "0 2 * * *" --control "0 12 * * 0" --timezone Europe/Berlin
+    Example: regraft serve --cron "0 2 * * *" --throwaway 35 --pool s3://pools/gate-camera
     """
     plan = _plan(plan_file, fields)
     _prefect()
@@ -187,7 +196,9 @@ def serve(
     os.environ.setdefault("PREFECT_RESULTS_DEFAULT_SERIALIZER", "json")
     from flows import deployments
 
-    deployments.serve(plan, cron, timezone, None if control == "never" else control)
+    deployments.serve(
+        plan, cron, timezone, None if control == "never" else control, throwaway, pool or ()
+    )
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -575,6 +586,78 @@ def identify(pool: Annotated[str, typer.Argument(
     _done(dataclasses.asdict(done), done.sentence, as_json)
     if not as_json:
         _some((f"{one.key!r}: {one.problem}" for one in done.unreadable_objects), "no picture")
+
+
+@app.command()
+def throwaway(cutoff: Annotated[int, typer.Option(
+                  help="Fewest usable images of a class, below the plan's cutoff.")],
+              pool: Pools = None, plan_file: PlanFile = None, fields: Set = None, root: From = None,
+              precision: Precision = 0.95, as_json: Json = False) -> None:  # fmt: skip
+    """Train a version from a lower cutoff on, and look in pools for what classes near it lack.
+
+    The version never serves. The plan is that of the nights: its cutoff is what classes are to
+    reach. Killed and run again, it goes on where it was.
+
+    Example: regraft throwaway --cutoff 35 --pool s3://pools/gate-camera --plan plan.json
+    """
+    plan = _plan(plan_file, fields)
+    _prefect()
+    _say_as_it_goes(not as_json)
+    from flows.throwaway import throwaway as flow
+
+    outcome = flow(cutoff=cutoff, pools=pool, plan=plan, precision=precision, root=root)
+    _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
+    if outcome.state == "shortlisted" and not as_json:
+        from flows import shortlist
+
+        shortlist.show(shortlist.of_run(outcome.run_id))
+
+
+@app.command()
+def shortlist(run: Annotated[int | None, typer.Argument(
+                  help="A throw-away run; by default the newest.", show_default=False)] = None,
+              class_name: Annotated[str | None, typer.Option(
+                  "--class", help="List the candidates of this class, the surest first.")] = None,
+              as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+              as_json: Json = False) -> None:  # fmt: skip
+    """Show what a throw-away run found for classes near the cutoff, and what people confirmed.
+
+    Example: regraft shortlist 12 --class okapi --csv > okapi.csv
+    """
+    from flows import shortlist as shortlists
+
+    if class_name is not None:
+        rows = shortlists.candidates(class_name, run)
+        if as_json:
+            _print_json([dataclasses.asdict(one) for one in rows])
+        elif as_csv:
+            shortlists.write_candidates(rows)
+        else:
+            _table(["score", "state", "key"], _literally(
+                (f"{one.score:.3f}", one.state, one.key) for one in rows))
+    elif as_json:
+        _print_json(dataclasses.asdict(shortlists.of_run(run)))
+    elif as_csv:
+        shortlists.write_classes(shortlists.of_run(run))
+    else:
+        shortlists.show(shortlists.of_run(run))
+
+
+@app.command()
+def sweep(older_than: Annotated[str, typer.Option(
+              help="How long nobody has used them: 12h, 30d, 2w.")] = "30d",
+          dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Remove checkpoints and embeddings of old throw-away versions; their figures stay.
+
+    Nothing that serves or has descendants is ever swept.
+
+    Example: regraft sweep --older-than 30d --dry-run
+    """
+    from tasks import sweeping
+
+    done = sweeping.sweep(sweeping.age(older_than), dry_run)
+    _done(dataclasses.asdict(done), done.sentence, as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The deployments `nightly` and `control`: schedules, limits of one run, what becomes of dead runs.
+"""The deployments of nights and of what goes with them: schedules, limits, dead runs.
 
 Postgres's advisory lock decides who runs (flows.nightly); everything here keeps Prefect's picture
 of it true and quiet.
@@ -17,6 +17,10 @@ with nothing new ends as skipped within seconds.
 What a meeting does. Night and control run share the lock: whichever comes second fails as Busy and
 says who held it; its next turn comes with its schedule. A control run from scratch may take many
 nights' time, hence its own day, at noon.
+
+What follows a night. `throwaway` has no schedule: it is called by hand or through the API, with
+parameters, or, if `serve` was told to, by an automation when a night reports classes near the
+cutoff.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -43,7 +47,7 @@ from prefect.client.schemas.objects import (
     StateType,
 )
 from prefect.deployments.runner import RunnerDeployment
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
@@ -55,14 +59,18 @@ from flows.bakeoff import bakeoff
 from flows.control import control
 from flows.nightly import nightly
 from flows.pretrain import pretrain
+from flows.report import NEAR_CUTOFF
 from flows.scoring import weekly
+from flows.throwaway import lowered, throwaway
 from infra import database
 from infra.database import Busy, run_lock
 from records import runs
 from vision.plan import Plan
 
 NAMES = [f"{flow.name}/{flow.name}" for flow in (nightly, control)]
+THROWAWAY = f"{throwaway.name}/{throwaway.name}"
 AUTOMATION = "regraft: crash zombie flows"
+SHORTLISTS = "regraft: shortlists for classes near the cutoff"
 HEARTBEAT_SECONDS = 30  # the most frequent that Prefect sends
 SILENT_SECONDS = 90
 # A flow run that holds no lock and has no row of ours is only beginning or ending, up to this age.
@@ -79,20 +87,34 @@ class BadSchedule(ValueError):
     """A cron line or a time zone that does not exist."""
 
 
-def serve(plan: Plan, cron: str, timezone: str, control_cron: str | None = None) -> None:
+def serve(
+    plan: Plan,
+    cron: str,
+    timezone: str,
+    control_cron: str | None = None,
+    shortlist_from: int | None = None,
+    pools: Sequence[str] = (),
+) -> None:
     """Run night, control run and the library's scoring on their schedules until SIGTERM or SIGINT.
 
-    control_cron: None for no control run. Raises `BadSchedule` and `NoServer` before anything is
-    registered.
+    control_cron: None for no control run. shortlist_from: the lower cutoff of the throw-away run on
+    these pools that follows a night which reports classes near the cutoff; None for none. Raises
+    `BadSchedule`, `BadPlan` and `NoServer` before anything is registered.
     """
-    served = [described(plan, cron, timezone), weekly(timezone)]
+    shortlisting = described_throwaway(plan, shortlist_from, pools)
+    served = [described(plan, cron, timezone), weekly(timezone), shortlisting]
     if control_cron is not None:
         served.append(described_control(control_cron, timezone))
     require_server()
     if control_cron is None:
         forget(NAMES[1])
     # a coroutine only in an event loop
-    crash_silent_runs([cast("UUID", one.apply()) for one in served])
+    ids = {one.name: cast("UUID", one.apply()) for one in served}
+    crash_silent_runs(ids.values())
+    if shortlist_from is None:
+        stop_shortlists()
+    else:
+        shortlist_after_nights(ids[shortlisting.name])
     reap()
     try:
         prefect.serve(
@@ -124,6 +146,22 @@ def described_control(cron: str, timezone: str) -> RunnerDeployment:
     )  # fmt: skip
 
 
+def described_throwaway(
+    plan: Plan, cutoff: int | None = None, pools: Sequence[str] = ()
+) -> RunnerDeployment:
+    """The deployment of the throw-away run that `serve` registers; who calls it gives the rest."""
+    given: dict[str, Any] = {"plan": plan.to_dict()}
+    if cutoff is not None:
+        lowered(plan, cutoff)
+        given |= {"cutoff": cutoff}
+    if pools:
+        given |= {"pools": list(pools)}
+    return _deployment(
+        throwaway, None, given,
+        "Train from a lower cutoff on, and look in the pools for what classes near it lack.",
+    )  # fmt: skip
+
+
 def _described(
     flow: Flow[..., Any],
     cron: str,
@@ -134,23 +172,29 @@ def _described(
 ) -> RunnerDeployment:
     try:
         schedule = Schedule(cron=cron, timezone=timezone, slug=flow.name)
-        deployment = flow.to_deployment(
-            name=flow.name,
-            schedule=schedule,
-            parameters=parameters,
-            concurrency_limit=ConcurrencyLimitConfig(
-                limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-            ),
-            description=description,
-            # By name, so that it is found from whatever folder `serve` was started in.
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        return cast("RunnerDeployment", deployment)  # a coroutine only in an event loop
+        return _deployment(flow, schedule, parameters, description)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise BadSchedule(_schedule_line(reason, option)) from None
     except ValueError as error:
         raise BadSchedule(_schedule_line(str(error), option)) from None
+
+
+def _deployment(
+    flow: Flow[..., Any], schedule: Schedule | None, parameters: dict[str, Any], description: str
+) -> RunnerDeployment:
+    deployment = flow.to_deployment(
+        name=flow.name,
+        schedule=schedule,
+        parameters=parameters,
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
+        description=description,
+        # By name, so that it is found from whatever folder `serve` was started in.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return cast("RunnerDeployment", deployment)  # a coroutine only in an event loop
 
 
 def _schedule_line(reason: str, option: str) -> str:
@@ -213,8 +257,42 @@ def crash_silent_runs(deployment_ids: Collection[UUID]) -> None:
             )
         ],
     )
+    _automate(wanted)
+
+
+def shortlist_after_nights(deployment_id: UUID) -> None:
+    """Have the server call the throw-away deployment when a night reports classes near the cutoff.
+
+    With the parameters that it was registered with; it ends as skipped where none is near enough.
+    """
+    wanted = AutomationCore(
+        name=SHORTLISTS,
+        description="Classes near the cutoff that no shortlist was made for get one.",
+        trigger=EventTrigger(
+            expect={NEAR_CUTOFF},
+            match={"prefect.resource.id": "regraft.library"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected", deployment_id=deployment_id, parameters=None, job_variables=None
+            )
+        ],
+    )
+    _automate(wanted)
+
+
+def stop_shortlists() -> None:
+    """Delete the automation that an earlier start has left."""
     with get_client(sync_client=True) as client:
-        known = client.read_automations_by_name(AUTOMATION)
+        for one in client.read_automations_by_name(SHORTLISTS):
+            client.delete_automation(one.id)
+
+
+def _automate(wanted: AutomationCore) -> None:
+    with get_client(sync_client=True) as client:
+        known = client.read_automations_by_name(wanted.name)
         if known:
             client.update_automation(known[0].id, wanted)
         else:
@@ -243,6 +321,7 @@ def reap(patience: float = 0.0) -> list[UUID]:
 
 
 def _crash_the_dead(client: SyncPrefectClient) -> list[UUID]:
+    # Not throw-away runs: they answer pools without the lock, and only a heartbeat tells of those.
     flows = [flow.name for flow in (nightly, control, pretrain, bakeoff)]
     found = client.read_flow_runs(
         flow_filter=FlowFilter.model_validate({"name": {"any_": flows}}),
@@ -292,7 +371,7 @@ def watch() -> None:
     require_server()
     found = []
     with get_client(sync_client=True) as client:
-        for name in NAMES:
+        for name in (*NAMES, THROWAWAY):
             try:
                 found.append(client.read_deployment_by_name(name).id)
             except ObjectNotFound:

@@ -32,7 +32,8 @@ log = logging.getLogger("regraft")
 
 
 # A failed run's error is stored whatever is asked; as JSON it cannot run code when it is read.
-@flow(name="nightly", flow_run_name=report.run_name, retries=0, result_serializer="json")
+@flow(name="nightly", flow_run_name=report.run_name, retries=0, result_serializer="json",
+      on_completion=[report.announce_near_cutoff])  # fmt: skip
 def nightly(
     plan: Plan = Plan(),  # noqa: B008  (frozen, and shown as defaults in Prefect)
     rules: Rules = Rules(),  # noqa: B008

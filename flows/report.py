@@ -9,7 +9,9 @@ from typing import Any
 
 from prefect import get_client
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 from sqlalchemy.orm import Session
 
@@ -23,6 +25,7 @@ from records import (
     flips,
     objects,
     runs,
+    shortlists,
     snapshots,
     versions,
 )
@@ -33,6 +36,9 @@ from tasks.progress import courtesy
 log = logging.getLogger("regraft")
 
 MOST_CLASSES = 15  # classes named in one list; the rest is counted
+# A class with this share of the cutoff is near it.
+NEARLY = 0.75
+NEAR_CUTOFF = "regraft.classes-near-cutoff"
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>!|~#&])")
 
 
@@ -98,6 +104,27 @@ def publish(
                 key="gate-checks",
                 description=f"The gate on version {version_id}",
             )
+
+
+def announce_near_cutoff(flow: object, flow_run: FlowRun, state: object) -> None:
+    """Tell Prefect of classes near the cutoff that no throw-away version knows, for automations.
+
+    A hook of the night: by then its lock is free, so that what the event starts can hold it.
+    """
+    with database.connect().transaction() as session:
+        near = shortlists.near_cutoff(session, str(flow_run.id), NEARLY)
+    if all(one.known for one in near):
+        return
+    emit_event(
+        NEAR_CUTOFF,
+        resource={"prefect.resource.id": "regraft.library", "prefect.resource.name": "library"},
+        payload={
+            "run_id": near[0].run_id,
+            "classes": [
+                {"class": one.class_name, "has": one.has, "lacks": one.lacks} for one in near
+            ],
+        },
+    )
 
 
 def markdown(session: Session, run_id: int, state: str, reason: str, version_id: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def show_version(version_id: int) -> None:
             f"{len(version['class_names'])} classes",
             f"from version {parent}" if (parent := version["parent_id"]) else "from no parent",
         ),
-        facts["rejected"] or version["reason"],
+        facts["rejected"] or _swept(version["swept_at"]) or version["reason"],
     )
     for name, now in facts["called_today"].items():
         console.print(f"[bold]{escape(name)}[/bold] is called {escape(now)} today")
@@ -119,6 +120,10 @@ def show_version(version_id: int) -> None:
         f"{facts['gradcams']} Grad-CAM maps, reliability, confusions and the night as pictures: "
         f"`regraft show {version_id} --pictures FOLDER`"
     )
+
+
+def _swept(since: datetime | None) -> str | None:
+    return f"swept on {since:%Y-%m-%d}: checkpoint and embeddings are gone" if since else None
 
 
 def _show_flips(found: list[dict[str, Any]], judged: dict[str, Any] | None) -> None:

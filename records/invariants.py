@@ -127,6 +127,12 @@ QUERIES = {
         SELECT v.id, p.id, p.purpose, p.state FROM versions v JOIN versions p ON p.id = v.parent_id
         WHERE p.purpose = 'throwaway' OR p.state <> 'trained'
     """,
+    "1: a version was swept that is no throw-away one, has served or is a parent": """
+        SELECT v.id, v.purpose FROM versions v WHERE v.swept_at IS NOT NULL
+          AND (v.purpose <> 'throwaway'
+               OR EXISTS (SELECT 1 FROM deployments p WHERE p.version_id = v.id)
+               OR EXISTS (SELECT 1 FROM versions c WHERE c.parent_id = v.id))
+    """,
     # 3: training and benchmark apart
     "3: an image is in the library and in the benchmark": """
         SELECT sha256 FROM images JOIN benchmark_images USING (sha256)
@@ -305,7 +311,7 @@ def _checkpoints(session: Session, storage: Storage) -> Iterator[str]:
         text(
             """
             SELECT id, checkpoint_digest, class_names, class_names_digest FROM versions
-            WHERE checkpoint_digest IS NOT NULL ORDER BY id
+            WHERE checkpoint_digest IS NOT NULL AND swept_at IS NULL ORDER BY id
             """
         )
     )

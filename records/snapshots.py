@@ -85,7 +85,7 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
             f"""
             SELECT c.name, u.usable,
                    greatest(:cutoff - u.usable, CASE WHEN k.validation = 0 AND EXISTS (
-                       SELECT 1 FROM images i WHERE i.class_id = c.id AND i.mined AND {_USABLE})
+                       SELECT 1 FROM images i WHERE i.class_id = c.id AND i.mined AND {USABLE})
                        THEN 1 ELSE 0 END),
                    k.train, k.validation, k.test
             FROM classes c

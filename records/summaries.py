@@ -29,7 +29,8 @@ class Summary:
 
 
 _VERSIONS = """
-    SELECT v.id, v.purpose, v.state, v.parent_id, v.architecture,
+    SELECT v.id, v.purpose, CASE WHEN v.swept_at IS NULL THEN v.state ELSE 'swept' END,
+           v.parent_id, v.architecture,
            cardinality(v.class_names), s.images, test.accuracy, benchmark.accuracy,
            CASE WHEN d.id IS NULL THEN NULL WHEN d.passed THEN 'passed' ELSE 'refused' END,
            coalesce(v.reason, (SELECT string_agg(c.sentence, ' · ' ORDER BY c.ordinal)

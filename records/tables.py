@@ -516,7 +516,10 @@ class SetImage(Base):
 
 
 class Version(Base):
-    """One trained model, or one in training (the candidate is written down before it trains)."""
+    """One trained model, or one in training (the candidate is written down before it trains).
+
+    swept_at: since when its checkpoint and embeddings are gone; only throw-away versions can be.
+    """
 
     __tablename__ = "versions"
     __table_args__ = (
@@ -529,6 +532,10 @@ class Version(Base):
         CheckConstraint("(parent_id IS NULL) = (parent_purpose IS NULL)", name="parent_whole"),
         CheckConstraint("parent_purpose <> 'throwaway'", name="parent_not_throwaway"),
         CheckConstraint("parent_id < id", name="parent_older"),
+        CheckConstraint(
+            "swept_at IS NULL OR (purpose = 'throwaway' AND state = 'trained')",
+            name="swept_is_throwaway",
+        ),
         ForeignKeyConstraint(["parent_id", "parent_purpose"], ["versions.id", "versions.purpose"]),
         share("training_accuracy"),
         share("validation_accuracy"),
@@ -544,7 +551,7 @@ class Version(Base):
             "plan_digest",
             "parent_id",
             unique=True,
-            postgresql_where=text("state <> 'failed'"),
+            postgresql_where=text("state <> 'failed' AND swept_at IS NULL"),
             postgresql_nulls_not_distinct=True,
         ),
     )
@@ -571,6 +578,7 @@ class Version(Base):
     temperature: Mapped[float | None]
     created_at: Mapped[datetime] = now()
     trained_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
 
 
 class Epoch(Base):

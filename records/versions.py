@@ -13,9 +13,15 @@ from sqlalchemy.orm import Session
 
 from records.tables import Epoch, Version
 
+CHECKPOINTS = "checkpoints/"
+
 
 class UnknownVersion(LookupError):
     """No such version."""
+
+
+class Swept(LookupError):
+    """A throw-away version whose checkpoint and embeddings were removed."""
 
 
 class NoRoot(ValueError):
@@ -52,6 +58,7 @@ class VersionRow:
     temperature: float | None
     created_at: datetime
     trained_at: datetime | None
+    swept_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class EpochRow:
 
 def checkpoint_key(digest: str) -> str:
     """Where a checkpoint lies in S3: its key is its digest."""
-    return f"checkpoints/{digest}.safetensors"
+    return f"{CHECKPOINTS}{digest}.safetensors"
 
 
 def class_names_digest(class_names: list[str]) -> str:
@@ -99,6 +106,7 @@ def candidate(
         Version.plan_digest == plan_digest,
         Version.parent_id.is_not_distinct_from(parent_id),
         Version.state != "failed",
+        Version.swept_at.is_(None),
     )
     known = session.scalar(same)
     if known is not None:
@@ -187,6 +195,24 @@ def get(session: Session, version_id: int) -> VersionRow:
     if row is None:
         raise UnknownVersion(f"there is no version {version_id}: `regraft versions` lists them")
     return VersionRow(*row)
+
+
+def unswept(session: Session, version_id: int) -> VersionRow:
+    """One version that still has all that was kept of it; raises `UnknownVersion`, `Swept`."""
+    version = get(session, version_id)
+    if version.swept_at is not None:
+        raise Swept(
+            f"version {version_id} was a throw-away version and was swept on "
+            f"{version.swept_at:%Y-%m-%d}: its checkpoint and embeddings are gone; "
+            "`regraft throwaway` trains another one"
+        )
+    return version
+
+
+def latest(session: Session) -> int | None:
+    """The newest version that a night has trained, whether it serves or not."""
+    newest: int | None = session.scalar(text("SELECT version_id FROM latest"))
+    return newest
 
 
 def root(session: Session, version_id: int) -> VersionRow:

@@ -21,8 +21,7 @@ def store(path: Path, digest: str) -> None:
 
 def fetch(digest: str) -> Path:
     """The local copy of a checkpoint, downloaded when it is not there or no longer intact."""
-    folder = settings.load().cache_dir / "checkpoints"
-    path = folder / f"{digest}.safetensors"
+    path = _local(digest)
     if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
         return path
     body = storage.connect().read(checkpoint_key(digest))
@@ -60,10 +59,19 @@ def _write(path: Path, body: bytes) -> None:
     aside.replace(path)
 
 
+def forget(digest: str) -> None:
+    """Remove the local copy of a checkpoint, if there is one."""
+    _local(digest).unlink(missing_ok=True)
+
+
+def _local(digest: str) -> Path:
+    return settings.load().cache_dir / "checkpoints" / f"{digest}.safetensors"
+
+
 def load(version_id: int) -> Loaded:
-    """A trained version's network, its digest checked."""
+    """A trained version's network, its digest checked; raises `Swept` where that is gone."""
     with database.connect().transaction() as session:
-        version = versions.get(session, version_id)
+        version = versions.unswept(session, version_id)
     if version.checkpoint_digest is None:
         raise BadCheckpoint(f"version {version_id} is {version.state}: it has no checkpoint")
     loaded = network.load(fetch(version.checkpoint_digest), version.checkpoint_digest)

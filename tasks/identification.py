@@ -133,13 +133,13 @@ def begin(
 
     targets: classes whose confidence is kept even where others are more likely. precision: whose
     threshold says whether an answer is shown, if the version has one for it. Raises `BadPool` for
-    a pool without objects and `CannotIdentify`.
+    a pool without objects, `CannotIdentify`, and `Swept`.
     """
     found = next(_images(storage.connect().list(prefix)), None)
     if found is None:
         raise BadPool(f"s3://{prefix} holds no images: check the name, or upload some there")
     with database.connect().transaction() as session:
-        version = versions.get(session, version_id)
+        version = versions.unswept(session, version_id)
         if version.state != "trained":
             mend = "wait until it is trained" if version.state == "training" else "name another one"
             raise CannotIdentify(f"version {version_id} is {version.state}: {mend}")
