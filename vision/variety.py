@@ -30,7 +30,8 @@ def unit(rows: Sequence[bytes | None]) -> Features:
         if row is not None:
             found[place] = np.frombuffer(row, "<f2")
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.divide(found, lengths, out=found, where=lengths > 0)
+    np.divide(found, lengths, out=found, where=lengths > 0)
+    return found
 
 
 def firsts(hashes: Sequence[int | None], mirrors: Sequence[int | None], bits: int) -> Indices:
