@@ -39,7 +39,7 @@ ODD = CLASSES[-1]
 TARGET = "okapi"
 QUOTED = "\" onerror='&lt;"  # no key holds < itself
 DAY, NIGHT = "pools/day/", "pools/night/"
-WIDTH = 16
+WIDTH = 64
 
 
 # --- a world whose truth is known -----------------------------------------------------------
@@ -81,7 +81,7 @@ OKAPIS = [
     ),
     *(
         Answer(f"{DAY}alike-{n}.jpg", photograph(10 + n), direction(10 + n, near=2), okapi=share)
-        for n, share in enumerate((0.94, 0.93, 0.92))
+        for n, share in enumerate((0.94, 0.8, 0.7))
     ),
     Answer(f"{DAY}other.jpg", photograph(20), direction(20), okapi=0.6, lion=0.3),
     Answer(f"{DAY}second.jpg", photograph(21), direction(21), odd=0.5, okapi=0.45),
