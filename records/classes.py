@@ -193,7 +193,7 @@ def listed(session: Session) -> list[NameRow]:
             LEFT JOIN LATERAL (
                 SELECT * FROM class_acts
                 WHERE CASE WHEN b.id IS NULL
-                    THEN (act = 'make' AND name = c.name) OR (act <> 'merge' AND to_name = c.name)
+                    THEN (act = 'make' AND name = c.name) OR (act = 'rename' AND to_name = c.name)
                     ELSE name = c.name AND act IN ('rename', 'merge') END
                 ORDER BY id DESC LIMIT 1) a ON true
             ORDER BY c.name
@@ -345,7 +345,8 @@ def _move(session: Session, number: int, to: int, digests: list[str] | None) -> 
                 -- a place belongs to the class that gave it; the split stays
                 UPDATE images SET class_id = :to, sequence = NULL
                 WHERE class_id = :number
-                  AND (CAST(:digests AS text[]) IS NULL OR sha256 = ANY(:digests))
+                  AND (CAST(:digests AS text[]) IS NULL
+                       OR sha256 = ANY(CAST(:digests AS text[])))
                 RETURNING sha256)
             INSERT INTO label_changes (sha256, kind, from_class, to_class)
             SELECT sha256, 'relabelled', (SELECT name FROM classes WHERE id = :number),

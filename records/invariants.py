@@ -228,11 +228,6 @@ QUERIES = {
         SELECT c.name FROM classes c JOIN classes b ON b.id = c.became_id
         WHERE b.became_id IS NOT NULL OR EXISTS (SELECT 1 FROM images i WHERE i.class_id = c.id)
     """,
-    # what people say of pools
-    "11: an image that a version found was never labelled by a person": """
-        SELECT sha256 FROM images i WHERE mined AND NOT EXISTS (
-            SELECT 1 FROM pool_acts a WHERE a.sha256 = i.sha256 AND a.act = 'label')
-    """,
     # 12: pools, each picture answered once
     "12: an identification is closed though something of it is left": """
         SELECT i.id, s.ordinal, s.state FROM identifications i

@@ -395,12 +395,10 @@ def _refuse(found: Iterable[str]) -> None:
         raise BadLabels(f"nothing was done: {'; '.join(problems[:MOST_TOLD])}{more}")
 
 
-def _pictures(
-    session: Session, wishes: Sequence[Wish], removed: bool = False
-) -> tuple[list[str], list[str]]:
+def _pictures(session: Session, wishes: Sequence[Wish]) -> tuple[list[str], list[str]]:
     """The digest of each picture, '' with one sentence for each wish that means none, or several.
 
-    removed: a key may be one from which an object was removed.
+    A key that is empty means what was removed from it.
     """
     rows = session.execute(
         text(
@@ -416,24 +414,23 @@ def _pictures(
             JOIN pool_objects o ON o.pool_id = p.id AND o.key = asked.key
              AND o.gone_at IS NULL AND o.problem IS NULL
             UNION
-            SELECT place, 'key', t.sha256 FROM asked JOIN ({_TRASH}) t ON t.key = asked.key
-            WHERE :removed
+            SELECT place, 'trash', t.sha256 FROM asked JOIN ({_TRASH}) t ON t.key = asked.key
             """  # noqa: S608  (a constant of this module)
         ),
         {
             "places": list(range(len(wishes))),
             "images": [_digest(one.image) for one in wishes],
             "keys": [one.key for one in wishes],
-            "removed": removed,
         },
     )
-    by_image: defaultdict[int, set[str]] = defaultdict(set)
-    by_key: defaultdict[int, set[str]] = defaultdict(set)
+    by: dict[str, defaultdict[int, set[str]]] = {
+        how: defaultdict(set) for how in ("image", "key", "trash")
+    }
     for place, how, sha256 in rows:
-        (by_image if how == "image" else by_key)[place].add(sha256)
+        by[how][place].add(sha256)
     found, problems = [], []
     for place, one in enumerate(wishes):
-        images, keyed = by_image[place], by_key[place]
+        images, keyed = by["image"][place], by["key"][place] or by["trash"][place]
         meant = images if one.image else keyed
         # its bytes say what a picture is; a key may be empty by now, but not hold another
         if images and keyed:
@@ -527,7 +524,7 @@ def _chosen(
 
     Of a wish with a key that one, of others all copies. Refuses a wish that means none.
     """
-    found, problems = _pictures(session, wishes, removed=True)
+    found, problems = _pictures(session, wishes)
     _refuse(problems)
     keyed = {(one.key, sha256) for one, sha256 in zip(wishes, found, strict=True) if one.key}
     whole = {sha256 for one, sha256 in zip(wishes, found, strict=True) if not one.key}

@@ -160,6 +160,8 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
     Two who read the same at once wait for each other here, and the second gets an IntegrityError:
     it asks again in a new transaction.
     """
+    if not read:
+        return
     images = {one.sha256: one for one in read if one.sha256 and not one.problem}
     fresh = _absent(session, images)
     marks = _marks(session, [images[sha256] for sha256 in fresh])

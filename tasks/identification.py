@@ -30,6 +30,7 @@ from infra.database import Unreachable
 from infra.storage import Changed, Gone, Listed, bad_key
 from records import evaluations, identifications, pools, versions
 from records.identifications import SHARD, Claim, IdentificationRow, LostClaim
+from records.labels import TRASH
 from records.objects import LABELLED
 from records.pools import ListedObject, ReadObject
 from tasks import checkpoints
@@ -113,7 +114,9 @@ def checked(prefix: str) -> str:
     if problem := bad_key(prefix):
         raise BadPool(f"s3://{prefix}: {problem}")
     whole = f"{prefix}/"
-    for reserved, whose in ((LABELLED, "the library"), (BENCHMARK, "the benchmark")):
+    for reserved, whose in (
+        (LABELLED, "the library"), (BENCHMARK, "the benchmark"), (TRASH, "the trash"),
+    ):  # fmt: skip
         if whole.startswith(reserved):
             raise BadPool(f"s3://{prefix} belongs to {whose}: a pool lies under another prefix")
     return whole

@@ -1,5 +1,6 @@
 """Renaming, merging and splitting classes: what was stays, and what comes knows better."""
 
+from dataclasses import replace
 from hashlib import sha256
 
 import intakes
@@ -41,8 +42,7 @@ def zoo(database: Database, storage: Storage) -> Database:
 def freeze(database: Database, cutoff: int = 4) -> str:
     """Freeze a snapshot, as a night does."""
     run_id = intakes.begin(database)
-    plan = intakes.PLAN
-    digest = snapshot.freeze_snapshot.fn(run_id, type(plan)(**{**vars(plan), "cutoff": cutoff}))
+    digest = snapshot.freeze_snapshot.fn(run_id, replace(intakes.PLAN, cutoff=cutoff))
     with database.transaction() as session:
         intakes.runs.close(session, run_id, "completed", None)
     return digest
@@ -301,7 +301,7 @@ def test_a_night_after_renaming_and_merging(story: Story) -> None:
             assert old.class_names == ["circle", "cross", "ring", "square"]
             classes.rename(session, "circle", "disc", "Ann", "another word")
             classes.merge(session, "ring", "disc", "Ann", "both are round")
-        plan = type(worlds.SECOND_PLAN)(**{**vars(worlds.SECOND_PLAN), "recipe": "inherit"})
+        plan = replace(worlds.SECOND_PLAN, recipe="inherit")
         outcome = nightly(plan=plan, limits=worlds.LIMITS)
         number = outcome.version_id
         assert number is not None, outcome
@@ -320,7 +320,9 @@ def test_a_night_after_renaming_and_merging(story: Story) -> None:
         assert [(checks["no worse"].numbers["images"],)] == images
         assert checks["lost classes"].verdict == "passed", checks["lost classes"].sentence
         assert {one.label for one in turned} <= {"cross", "disc", "square"}
-        assert again == old
+        assert (again.class_names, again.checkpoint_digest) == (
+            old.class_names, old.checkpoint_digest
+        )  # fmt: skip
         said = """
             SELECT DISTINCT label FROM answers a JOIN evaluations e ON e.id = a.evaluation_id
             WHERE e.version_id = :version AND e.subject = 'benchmark' ORDER BY label

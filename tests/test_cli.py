@@ -52,7 +52,7 @@ def test_each_verb_has_help_with_an_example(verb: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "words",
     [("--help",), ("versions", "--json"), ("status", "--json"), ("log", "--json"),
-     ("benchmark", "list", "--json"), ("plan", "--set", "epochs=3")],
+     ("benchmark", "list", "--json"), ("class", "list", "--json"), ("plan", "--set", "epochs=3")],
     ids=" ".join,
 )  # fmt: skip
 def test_light_verbs_import_nothing_heavy(

@@ -621,6 +621,7 @@ def test_a_new_class_is_asked_for_once(
             [sys.executable, "-m", "flows.cli", "label", "okapi", digest, "--by", "Ann"],
             stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, check=False, timeout=120,
         )  # fmt: skip
+        os.write(theirs, b".")  # or there might be nothing to read
         os.close(theirs)
         told = os.read(ours, 10_000).decode()
         os.close(ours)

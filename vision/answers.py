@@ -255,7 +255,8 @@ class Identified:
             if len(getattr(self, name)) != count:
                 raise BadAnswers(f"{name} has {len(getattr(self, name))} rows for {count} images")
         for name in ("confidences", "target_confidences", "entropy", "features"):
-            wrong = ~np.isfinite(getattr(self, name)).reshape(count, -1).all(axis=1)
+            values = getattr(self, name)
+            wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if wrong.any():
                 image = self.images[int(wrong.argmax())]
                 raise BadAnswers(f"image {image} has {name} that are no numbers: the version is "
