@@ -145,7 +145,7 @@ def test_known_classes_keep_their_rows_by_name(architecture: str) -> None:
 def test_what_cannot_be_inherited_is_refused() -> None:
     """No parent, or one that knows none of the classes: the message names the mend."""
     inherit = replace(TINY, recipe="inherit")
-    with pytest.raises(BadPlan, match="no parent whose head could be kept; train a first"):
+    with pytest.raises(BadPlan, match="no parent whose head could be kept; train the first"):
         build(inherit, NAMES)
     with pytest.raises(BadPlan, match="no parent whose weights could be changed; leave both out"):
         build(replace(TINY, shrink=0.5), NAMES)
