@@ -288,7 +288,9 @@ def start(world: World, work: Callable[..., object], *values: Any) -> ForkServer
     return process
 
 
-def _live(environment: dict[str, str], work: Callable[..., object], values: tuple[Any, ...]) -> None:
+def _live(
+    environment: dict[str, str], work: Callable[..., object], values: tuple[Any, ...]
+) -> None:
     os.environ.update(environment)
     work(*values)
 
