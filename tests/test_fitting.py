@@ -634,6 +634,18 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
     assert rate_factor(0, 1, 0) == 1.0
 
 
+def test_a_constant_rate_warms_up_and_stays(tmp_path: Path) -> None:
+    """Behind the warm-up every step has the peak rate, in each phase anew."""
+    factors = [rate_factor(step, 100, 10, "constant") for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert set(factors[10:]) == {1.0}
+    plan = replace(PLAN, schedule="constant", recipe="two-phase", epochs=4, head_epochs=2)
+    fitted = fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path, "cpu")
+    rates = [epoch.learning_rate for epoch in fitted.epochs]
+    assert rates[0] < rates[1] == pytest.approx(plan.learning_rate)
+    assert rates[2] < rates[3] == pytest.approx(plan.learning_rate / 10)
+
+
 def test_phases_have_the_rates_of_the_plan() -> None:
     """Two phases: head alone, then blocks at a tenth, unless the plan names a rate."""
     two = phases(replace(PLAN, recipe="two-phase", epochs=5, head_epochs=2, learning_rate=0.01))

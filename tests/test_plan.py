@@ -27,6 +27,7 @@ from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
         ({"gradient_clip": 0.0}, ["gradient_clip=0.0"]),
         ({"dropout": 1.0}, ["dropout=1.0"]),
         ({"recipe": "two_phase"}, ["recipe='two_phase'", "'two-phase'"]),
+        ({"schedule": "plateau"}, ["schedule='plateau'", "'constant'"]),
         ({"optimizer": None}, ["optimizer=None", "'adamw'"]),
         ({"precision": "float16"}, ["precision='float16'"]),
         ({"channels_last": 1}, ["channels_last=1", "True or False"]),

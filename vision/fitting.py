@@ -43,7 +43,7 @@ from vision.network import (
     write_tensors,
 )
 from vision.pixels import Pixels
-from vision.plan import Plan
+from vision.plan import Plan, Schedule
 from vision.prediction import (
     Gatherable,
     ahead,
@@ -157,7 +157,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs with the same weights learning and one cosine of their own."""
+    """Some epochs with the same weights learning and one schedule of their own."""
 
     name: PhaseName
     first: int
@@ -211,7 +211,7 @@ def fit(
     calibration: Calibration | None = None,
     threads: int | None = None,
 ) -> Fitted:
-    """Train the network in place by the plan's recipe, to the end of its cosine.
+    """Train the network in place by the plan's recipe, to the end of its schedule.
 
     After each epoch the state is written to `workdir`, then `on_epoch` is told. Called again with
     the same arguments and `workdir`, it goes on behind the last finished epoch; a damaged state or
@@ -322,13 +322,18 @@ def phases(plan: Plan) -> list[Phase]:
     ]
 
 
-def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the peak rate at one step (from 0): a linear rise, then a cosine that ends near 0.
+def rate_factor(
+    step: int, steps: int, warmup_steps: int, schedule: Schedule = "cosine"
+) -> float:
+    """Share of the peak rate at one step (from 0): a linear rise, then a cosine that ends near 0,
+    or the peak to the end.
 
     It is above 0 at every step, the last one included, and 1 where the warm-up ends.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
@@ -565,7 +570,7 @@ def _one_epoch(
     right = torch.zeros((), dtype=torch.long, device=setting.device)
     rates = 0.0
     for step, (batch, labels, own) in enumerate(_training_batches(setting, rows_of, number)):
-        factor = rate_factor(done_before + step, steps, warmup)
+        factor = rate_factor(done_before + step, steps, warmup, plan.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         loss, correct = _step(setting, optimizer, batch, labels, own)

@@ -17,13 +17,14 @@ PIXELS = 2
 
 Interpolation = Literal["bilinear", "bicubic"]
 Recipe = Literal["all", "two-phase", "inherit", "scratch"]
+Schedule = Literal["cosine", "constant"]
 
 # Fields that plans of before did not have, inner ones as augmentation.NAME. At their default they
 # have no part in the digest, so that such a plan keeps the one it was stored with; hence these
 # defaults must never change.
 LATER = (
     "effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix",
-    "class_augmentation", "targeted", "head_views",
+    "class_augmentation", "targeted", "head_views", "schedule",
     "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
 )  # fmt: skip
 
@@ -155,7 +156,7 @@ class Plan:
     batch_size: int = field(default=32, metadata=_means(
         "images per step; out of memory, gradients of parts add up to those of the same batch"))
     learning_rate: float = field(default=1e-3, metadata=_means(
-        "peak rate per step of the head, reached behind the warm-up; a cosine leads to 0"))
+        "peak rate per step of the head, reached behind the warm-up"))
     backbone_learning_rate: float | None = field(default=None, metadata=_means(
         "peak rate per step of the backbone's last block; null: learning_rate, and a tenth of it "
         "in the second phase of two-phase, where the head has this rate too"))
@@ -164,6 +165,9 @@ class Plan:
         "1: all blocks alike"))
     warmup_epochs: float = field(default=1.0, metadata=_means(
         "epochs in which the rate rises to its peak, at the beginning of each phase"))
+    schedule: Schedule = field(default="cosine", metadata=_means(
+        "how the rate goes on behind the warm-up, in each phase. cosine: down to 0 at its end. "
+        "constant: at its peak"))
     weight_decay: float = field(default=0.01, metadata=_means(
         "share of each weight taken off per step, times the rate; not of biases and norms"))
     optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata=_means(
@@ -249,6 +253,7 @@ class Plan:
             _number(self, "backbone_learning_rate", 1e-9, 100.0)
         _number(self, "layer_decay", 0.01, 1.0)
         _number(self, "warmup_epochs", 0.0, 10_000.0)
+        _choice(self, "schedule", ("cosine", "constant"))
         _number(self, "weight_decay", 0.0, 10.0)
         _choice(self, "optimizer", ("adamw", "sgd"))
         _number(self, "dropout", 0.0, 0.95)
