@@ -25,18 +25,24 @@ import torch
 from loky import ProcessPoolExecutor, as_completed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from scipy.stats import t
 
 from benchmarks.bench import facts
 from vision.answers import Answers
+from vision.augmentation import seeds_of, uniform
+from vision.failures import TRANSFORMATIONS, Grade, aimed, derive, sensitivities
 from vision.fitting import Epoch, Examples, fit
+from vision.grades import answered, bend
 from vision.images import square
 from vision.network import class_names_of
 from vision.plan import Geometry, Plan
-from vision.prediction import predict
+from vision.prediction import Forward, predict
+from vision.runtime import plain, ready
 
 FOLDER = Path(__file__).parents[2] / "docs" / "stories"
 SEEDS = (0, 1, 2)
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+AT_ONCE = 64
 
 Setup = dict[str, Any]
 Found = dict[str, Any]
@@ -56,17 +62,19 @@ class Run:
 class Pictures:
     """Decoded pictures of class folders, in memory.
 
-    names: one per picture, `class/file`; labels: its class.
+    parts: folders within `folder` that hold the class folders, by default itself. names: one per
+    picture, `class/file` or `part/class/file`; labels: its class.
     """
 
-    def __init__(self, folder: Path, geometry: Geometry) -> None:
+    def __init__(self, folder: Path, geometry: Geometry, parts: Sequence[str] = ("",)) -> None:
         files = [
             path
-            for one in sorted(folder.iterdir()) if one.is_dir()
+            for part in parts
+            for one in sorted((folder / part).iterdir()) if one.is_dir()
             for path in sorted(one.iterdir()) if path.suffix.lower() in SUFFIXES
         ]
-        self.names = [f"{path.parent.name}/{path.name}" for path in files]
-        self.labels = {name: name.split("/")[0] for name in self.names}
+        self.names = [str(path.relative_to(folder)) for path in files]
+        self.labels = {name: name.split("/")[-2] for name in self.names}
         self._row = {name: row for row, name in enumerate(self.names)}
         self._pixels = np.stack([square(path.read_bytes(), geometry) for path in files])
 
@@ -85,9 +93,9 @@ class Pictures:
 
 
 @lru_cache(maxsize=4)
-def pictures(folder: Path, geometry: Geometry) -> Pictures:
+def pictures(folder: Path, geometry: Geometry, parts: tuple[str, ...] = ("",)) -> Pictures:
     """Read once for each process."""
-    return Pictures(folder, geometry)
+    return Pictures(folder, geometry, parts)
 
 
 def parted(
@@ -172,6 +180,57 @@ def curve(epochs: Sequence[Epoch]) -> list[dict[str, float]]:
         }
         for one in epochs
     ]
+
+
+# --- failures -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """The next plan, why it bends pictures as it does, and the seconds that finding out took."""
+
+    plan: Plan
+    reasons: tuple[str, ...]
+    seconds: float
+
+
+def aimed_at_failures(
+    network: torch.nn.Module, plan: Plan, pictures: Pictures, validation: Sequence[str]
+) -> Aimed:
+    """Bend these pictures in all grades, as a night does, and widen the plan by what that costs."""
+    started = time.perf_counter()
+    labels = [pictures.labels[one] for one in validation]
+    names = class_names_of(network)
+    untouched, bent = answered(
+        _forward(network, plan), names, pictures, validation, labels, plan.image_size,
+        torch.device("cpu"),
+    )
+    derived = derive(sensitivities(untouched, bent, labels), plan)
+    reasons = tuple(one.sentence for one in derived.changes)
+    return Aimed(aimed(plan, derived, names), reasons, time.perf_counter() - started)
+
+
+def bent_accuracy(
+    network: torch.nn.Module, plan: Plan, pictures: Pictures, images: Sequence[str]
+) -> float:
+    """Share of these pictures named rightly when bent, mean of all realistic strengths."""
+    forward, names = _forward(network, plan), class_names_of(network)
+    grades = [Grade(one.name, strength) for one in TRANSFORMATIONS for strength in one.realistic]
+    right = 0
+    for start in range(0, len(images), AT_ONCE):
+        some = images[start:start + AT_ONCE]
+        stored = torch.from_numpy(pictures.gather(some))
+        draws = uniform(seeds_of(0, 0, some), 2)
+        true = torch.tensor([names.index(pictures.labels[one]) for one in some])
+        for grade in grades:
+            outputs = forward(bend(stored, grade, plan.image_size, draws))
+            right += int((outputs.argmax(dim=1) == true).sum())
+    return right / (len(images) * len(grades))
+
+
+def _forward(network: torch.nn.Module, plan: Plan) -> Forward:
+    place = torch.device("cpu")
+    return ready(plain(plan, place), network, plan, place, AT_ONCE)
 
 
 # --- running --------------------------------------------------------------------------------
@@ -261,6 +320,24 @@ def spread(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
     if len(scaled) == 1:
         return f"{scaled[0]:.{digits}f}"
     return f"{statistics.mean(scaled):.{digits}f} ± {statistics.stdev(scaled):.{digits}f}"
+
+
+def change(after: Sequence[float], before: Sequence[float]) -> str:
+    """Points gained or lost, each seed against itself: mean and standard deviation."""
+    told = spread([one - other for one, other in zip(after, before, strict=True)])
+    return told if told.startswith("-") else f"+{told}"
+
+
+def verdict(after: Sequence[float], before: Sequence[float]) -> str:
+    """In words, whether that change is one, by the 95% interval of Student's t over the seeds."""
+    gains = [one - other for one, other in zip(after, before, strict=True)]
+    middle = statistics.mean(gains)
+    reach = float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    if abs(middle) > reach:
+        return "surely up" if middle > 0 else "surely down"
+    if min(gains) > 0 or max(gains) < 0:
+        return f"{'up' if middle > 0 else 'down'} with every seed, too few to be sure"
+    return "no change that these seeds can show"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
