@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from loky import ProcessPoolExecutor, as_completed
+from loky import as_completed, get_reusable_executor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy.stats import t
@@ -282,7 +282,9 @@ def _train(
     cores = len(os.sched_getaffinity(0))
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                    TimeElapsedColumn(), console=Console(stderr=True))  # fmt: skip
-    with bar, ProcessPoolExecutor(cores, env={"OMP_NUM_THREADS": "1"}) as pool:
+    # the next call finds the same processes, with their pictures in memory
+    pool = get_reusable_executor(cores, timeout=60, env={"OMP_NUM_THREADS": "1"})
+    with bar:
         shown = bar.add_task(path.stem, total=len(missing))
         waiting = {pool.submit(_timed, function, one, data): one for one in missing}
         for future in as_completed(waiting):
