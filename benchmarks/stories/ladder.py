@@ -24,14 +24,14 @@ from vision.network import build
 from vision.plan import Augmentation, Plan
 
 STORY = "ladder"
-SIZE = 96  # side in pixels that the network sees
+SIZE = 80  # side in pixels that the network sees
 CLASSES, MOST, FEWEST = 60, 25, 4  # training pictures of the commonest and of the rarest class
 WHOLE = 40  # only classes with so many pictures are taken
 VALIDATION = 5  # of each class; the test has the rest
 RARE = CLASSES // 3
 TRIED = 180  # test pictures that are bent
-EPOCHS, HEAD_EPOCHS, HEAD_RATE = 10, 30, 3e-3
-PROBE_SEED, PROBE_EPOCHS = 100, 5
+EPOCHS, HEAD_EPOCHS, HEAD_RATE = 8, 30, 3e-3
+PROBE_SEED, PROBE_EPOCHS = 100, 4
 HALF = (0.5, 0.5, 0.5)
 
 ROWS = ("base", "+ cosine", "+ class weights", "+ dropout", "+ selective unfreezing",
