@@ -31,6 +31,7 @@ HALF = (0.5, 0.5, 0.5)
 PARTS = ("train", "validation")
 
 ALL, TWO_PHASE, AIMED = "all layers at once", "two-phase", "two-phase, aimed augmentation"
+WAYS = (ALL, TWO_PHASE, AIMED)
 WEIGHTS, RANDOM = "real ImageNet weights", "random start"
 MOBILE, LITE, B0 = "mobilenetv2_100", "tf_efficientnet_lite0", "efficientnet_b0"
 
@@ -53,10 +54,10 @@ NETWORKS = {
 }  # fmt: skip
 # What is trained, the ways of one line one after the other: the last needs the one before.
 LINES = (
-    (MOBILE, WEIGHTS, (ALL,)),
     (MOBILE, WEIGHTS, (TWO_PHASE, AIMED)),
-    (MOBILE, RANDOM, (ALL,)),
     (MOBILE, RANDOM, (TWO_PHASE, AIMED)),
+    (MOBILE, WEIGHTS, (ALL,)),
+    (MOBILE, RANDOM, (ALL,)),
     (LITE, WEIGHTS, (ALL,)),
     (LITE, WEIGHTS, (TWO_PHASE,)),
     (B0, RANDOM, (ALL,)),
@@ -70,12 +71,11 @@ def main() -> None:
 
 
 def setups() -> list[Setup]:
-    """Every line for every seed, the long ones first."""
-    ordered = sorted(LINES, key=lambda line: -len(line[2]))
+    """Every line for every seed, those first that take longest."""
     return [
-        {"network": network, "start": start, "ways": list(ways), "seed": seed,
-         "train": TRAIN, "epochs": EPOCHS}
-        for seed in study.SEEDS for network, start, ways in ordered
+        {"network": network, "start": start, "ways": list(ways), "seed": seed, "train": TRAIN,
+         "epochs": EPOCHS} | ({"rate": HIGH_RATE} if ways == (ALL,) else {})
+        for seed in study.SEEDS for network, start, ways in LINES
     ]  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def plan_of(setup: Setup, way: str, data: Path) -> Plan:
     )  # fmt: skip
     if way == ALL:
         plan = replace(
-            plan, recipe="all", epochs=setup["epochs"], learning_rate=HIGH_RATE,
+            plan, recipe="all", epochs=setup["epochs"], learning_rate=setup["rate"],
             schedule="constant", warmup_epochs=0.0, dropout=0.0,
         )  # fmt: skip
     else:
@@ -201,7 +201,10 @@ def page(runs: Sequence[Run]) -> None:
             if (one.setup["network"], one.setup["start"]) == (network, start)
             and way in one.setup["ways"]
         ])
-        for network, start, ways in LINES for way in ways
+        for network, start, way in sorted(
+            ((network, start, way) for network, start, ways in LINES for way in ways),
+            key=lambda one: (list(NETWORKS).index(one[0]), one[1] != WEIGHTS, WAYS.index(one[2])),
+        )
     }  # fmt: skip
     images = runs[0].found[runs[0].setup["ways"][0]]["images"]
     told = [
