@@ -207,7 +207,7 @@ def page(runs: Sequence[Run], chosen: dict[str, Found], probes: Sequence[Run]) -
         "",
         "*Accuracy* is that on pictures that come as often as they train, each class weighted by "
         "its training pictures; *mean recall* counts every class alike; the *rare third* are the "
-        f"{RARE} classes with {counts[-RARE]} to {counts[-1]} training pictures. Changes are to "
+        f"{RARE} classes with {counts[-1]} to {counts[-RARE]} training pictures. Changes are to "
         "the row before, each seed against itself. `Surely`: the 95% interval of Student's t over "
         "the seeds lies on one side of nothing.",
         "",
@@ -318,20 +318,18 @@ def plot(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(15, 5.5), width_ratios=(3, 2))
-    places = range(len(ROWS))
-    for (key, name), colour in zip(FIGURES, ("black", "tab:blue", "tab:red"), strict=True):
+    colours = ("black", "tab:blue", "tab:red")
+    for number, ((key, name), colour) in enumerate(zip(FIGURES, colours, strict=True)):
+        places = [place + 0.13 * (number - 1) for place in range(len(ROWS))]
         values = [[100 * one[key] for one in rows[row]] for row in ROWS]
-        means, spreads = (
-            [how(some) if len(some) > 1 else some[0] for some in values]
-            for how in (statistics.mean, statistics.stdev)
-        )
+        means = [statistics.mean(some) for some in values]
+        spreads = [statistics.stdev(some) for some in values]
         left.errorbar(places, means, spreads, color=colour, marker="o", capsize=4, label=name)
-        for place, mean in zip(places, means, strict=True):
-            left.annotate(f"{mean:.1f}", (place, mean), xytext=(6, 6), fontsize=9, color=colour,
-                          textcoords="offset points")  # fmt: skip
-        for place, some in zip(places, values, strict=True):
+        for place, some, mean in zip(places, values, means, strict=True):
             left.scatter([place] * len(some), some, s=14, color=colour, alpha=0.35)
-    left.set_xticks(places, [row.replace(" ", "\n", 2) for row in ROWS])
+            left.annotate(f"{mean:.1f}", (place, min(some)), xytext=(0, -10 - 11 * number),
+                          fontsize=8, color=colour, ha="center", textcoords="offset points")
+    left.set_xticks(range(len(ROWS)), [row.replace("+ ", "+").replace(" ", "\n") for row in ROWS])
     left.set(ylabel="percent of test pictures", title="The ladder (bars: standard deviation, "
              "small dots: seeds)")  # fmt: skip
     left.legend(loc="lower right")
