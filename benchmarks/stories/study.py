@@ -280,10 +280,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def write(story: str, title: str, lines: Sequence[str], of_a_seed: str = OF_A_SEED) -> Path:
+def write(
+    story: str, title: str, lines: Sequence[str], of_a_seed: str = OF_A_SEED,
+    at_work: str = "one process for each core",
+) -> Path:
     """docs/stories/NAME.md: the lines between a headline and what it was measured on.
 
-    of_a_seed: what differs from seed to seed.
+    of_a_seed: what differs from seed to seed; at_work: who used the cores.
     """
     told = _read(FOLDER / f"{story}.json")["facts"]
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items()
@@ -296,8 +299,8 @@ def write(story: str, title: str, lines: Sequence[str], of_a_seed: str = OF_A_SE
         f"means over {len(SEEDS)} seeds ± their standard deviation; a seed decides {of_a_seed}.",
         "",
         *lines,
-        f"<sub>{told['measured']}: {told['processor']}, {told['cores']} cores, no GPU, one "
-        f"process for each core, Python {told['python']}, {versions}. All runs: "
+        f"<sub>{told['measured']}: {told['processor']}, {told['cores']} cores, no GPU, "
+        f"{at_work}, Python {told['python']}, {versions}. All runs: "
         f"[{story}.json]({story}.json).</sub>",
     ]) + "\n")  # fmt: skip
     print(f"{path} written")
