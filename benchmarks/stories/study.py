@@ -175,6 +175,15 @@ def curve(epochs: Sequence[Epoch]) -> list[dict[str, float]]:
     ]
 
 
+def usual_seconds(epochs: Sequence[Mapping[str, float]], count: int | None = None) -> float:
+    """What so many epochs of a run take (None: all): the median epoch's time for each.
+
+    A machine that did other work for a while would else be taken for a slow way to train.
+    """
+    usual = statistics.median(one["seconds"] for one in epochs)
+    return usual * (len(epochs) if count is None else count)
+
+
 def checkpoint(networks: Path, setup: Setup) -> Path:
     """Where a run of this setup keeps its network in this folder, for the runs that start from it.
     """
