@@ -58,9 +58,15 @@ RANDOM, PRETRAINED = "random", "pretrained"
 STARTS = {RANDOM: "random start", PRETRAINED: "real ImageNet weights"}
 BUDGETS = {RANDOM: (36, 6), PRETRAINED: (12, 2)}  # epochs of a whole night and of a short one
 WEIGHTS = "weights/mobilenetv2_100_coral_dequant.timm.safetensors"
+HALF_AS_WIDE = {"channels": [32, 64, 128, 256], "stem_width": 16}
 PLANS = {
-    RANDOM: settled(Plan(architecture="resnet10t", image_size=64, learning_rate=2e-3, warmup_epochs=0.5),
-                    "bfloat16"),
+    RANDOM: settled(
+        Plan(
+            architecture="resnet10t", arguments=HALF_AS_WIDE, image_size=64, learning_rate=2e-3,
+            warmup_epochs=0.5,
+        ),
+        "bfloat16",
+    ),
     PRETRAINED: settled(
         Plan(
             architecture="mobilenetv2_100", arguments={"pad_type": "same"}, image_size=64,
