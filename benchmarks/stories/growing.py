@@ -50,19 +50,19 @@ from vision.scores import ClassTransfer, transfer
 
 STORY = "growing"
 CLASSES = (40, 60, 80, 101)
-TRAIN, VALIDATION = 16, 6  # images of each class; all others are the benchmark
+TRAIN, VALIDATION = 12, 6  # images of each class; all others are the benchmark
 NEAR = 0.005  # of the best validation accuracy
 GOAL_EPOCHS, GOAL_TIME = 1 / 6, 1 / 5
 
 RANDOM, PRETRAINED = "random", "pretrained"
 STARTS = {RANDOM: "random start", PRETRAINED: "real ImageNet weights"}
-BUDGETS = {RANDOM: (36, 6), PRETRAINED: (12, 2)}  # epochs of a whole night and of a short one
+BUDGETS = {RANDOM: (24, 4), PRETRAINED: (6, 1)}  # epochs of a whole night and of a short one
 WEIGHTS = "weights/mobilenetv2_100_coral_dequant.timm.safetensors"
 HALF_AS_WIDE = {"channels": [32, 64, 128, 256], "stem_width": 16}
 PLANS = {
     RANDOM: settled(
         Plan(
-            architecture="resnet10t", arguments=HALF_AS_WIDE, image_size=64, learning_rate=2e-3,
+            architecture="resnet10t", arguments=HALF_AS_WIDE, image_size=64, learning_rate=4e-3,
             warmup_epochs=0.5,
         ),
         "bfloat16",
@@ -76,6 +76,11 @@ PLANS = {
         "float32",
     ),
 }  # fmt: skip
+# found on the validation images of a seed that is not told
+WARM_RATES = {
+    RANDOM: {"learning_rate": 4e-3, "backbone_learning_rate": 1e-3},
+    PRETRAINED: {"learning_rate": 2e-3, "backbone_learning_rate": 3e-4},
+}
 ANEW, FRESH, INHERIT = "anew", "fresh", "inherit"
 COLOURS = {ANEW: "#7a7a7a", FRESH: "#2f6f9f", INHERIT: "#c8702a"}
 
@@ -125,11 +130,14 @@ def setup_of(start: str, arm: Arm, number: int, seed: int) -> Setup:
 
 
 def all_setups() -> Iterator[Setup]:
-    """Night by night, so that what a night starts from is there when it begins."""
-    for number in range(1, len(CLASSES) + 1):
-        for seed in SEEDS:
+    """The first nights, then each seed's night by night: what a night starts from is there."""
+    for seed in SEEDS:
+        for start in STARTS:
+            yield setup_of(start, ARMS[0], 1, seed)
+    for seed in SEEDS:
+        for number in range(2, len(CLASSES) + 1):
             for start in STARTS:
-                for arm in ARMS if number > 1 else ARMS[:1]:
+                for arm in ARMS:
                     yield setup_of(start, arm, number, seed)
 
 
@@ -146,11 +154,10 @@ def plan_of(setup: Setup, data: Path) -> Plan:
     """The plan of this night; each night has a seed of its own."""
     plan, number = PLANS[setup["start"]], len(setup["epochs"])
     plan = replace(plan, epochs=setup["epochs"][-1], seed=100 * setup["seed"] + number)
-    if setup["how"] == INHERIT:
-        return replace(plan, recipe="inherit")
-    if setup["start"] == PRETRAINED and setup["how"] == ANEW:
-        return replace(plan, weights=str(data / WEIGHTS))
-    return plan
+    if setup["how"] != ANEW:
+        recipe = "inherit" if setup["how"] == INHERIT else "all"
+        return replace(plan, recipe=recipe, **WARM_RATES[setup["start"]])
+    return replace(plan, weights=str(data / WEIGHTS)) if setup["start"] == PRETRAINED else plan
 
 
 def night(networks: Path, setup: Setup, data: Path) -> Found:
@@ -310,6 +317,11 @@ def page(nights: Nights) -> None:
         "the short nights show what a warm start saves, the whole ones what it adds. Seconds are "
         "those of the run's median epoch times the epochs, on one thread.",
         "",
+        "Peak rates of head and backbone, found on validation images of another seed: " + "; ".join(
+            f"{PLANS[start].architecture} anew {rates(PLANS[start])}, "
+            f"warm {rates(replace(PLANS[start], **WARM_RATES[start]))}" for start in STARTS
+        ) + ".",
+        "",
         *verdicts(nights),
         f"![validation accuracy by epoch]({STORY}.png)",
         "",
@@ -330,6 +342,11 @@ def page(nights: Nights) -> None:
     write(STORY, "Warm start: a class list that grows over four nights", lines,
           "the split, the order in which classes come, all random starts, the order of images "
           "and the augmentation")  # fmt: skip
+
+
+def rates(plan: Plan) -> str:
+    """Of the head and of the backbone."""
+    return f"{plan.learning_rate:g} and {plan.backbone_learning_rate or plan.learning_rate:g}"
 
 
 def verdicts(nights: Nights) -> list[str]:
@@ -462,9 +479,7 @@ def draw(nights: Nights) -> None:
                 lines = nights.validations(start, arm, number)
                 epochs = np.arange(1, lines.shape[1] + 1)
                 mean, deviation = lines.mean(axis=0), lines.std(axis=0)
-                axes.plot(epochs, mean, color=COLOURS[arm.how], label=arm.told(start),
-                          linestyle="--" if arm.short else "-", linewidth=1.6,
-                          marker="o" if arm.short else None, markersize=3)  # fmt: skip
+                axes.plot(epochs, mean, color=COLOURS[arm.how], label=arm.told(start), **style(arm))
                 axes.fill_between(epochs, mean - deviation, mean + deviation,
                                   color=COLOURS[arm.how], alpha=0.15, linewidth=0)  # fmt: skip
             axes.set_title(f"night {number}: {CLASSES[number - 1]} classes", fontsize=10)
@@ -475,12 +490,20 @@ def draw(nights: Nights) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         row[0].set_ylabel(f"validation accuracy\n{PLANS[start].architecture}, {STARTS[start]}")
-        row[-1].legend(loc="lower right", fontsize=8, frameon=False)
+        for arm in WARM:  # the first night has room for them
+            row[0].plot([], [], color=COLOURS[arm.how], label=arm.told(start), **style(arm))
+        row[0].legend(loc="lower right", fontsize=8, frameon=False)
     figure.suptitle(
         f"Warm against anew: mean of {len(SEEDS)} seeds, bands of one standard deviation",
         x=0.01, ha="left", fontweight="bold",
     )  # fmt: skip
     figure.savefig(FOLDER / f"{STORY}.png")
+
+
+def style(arm: Arm) -> dict[str, Any]:
+    """How its line is drawn."""
+    short = {"linestyle": "--", "marker": "o", "markersize": 3}
+    return {"linewidth": 1.6, **(short if arm.short else {})}
 
 
 if __name__ == "__main__":
