@@ -56,6 +56,7 @@ GOAL_EPOCHS, GOAL_TIME = 1 / 6, 1 / 5
 
 RANDOM, PRETRAINED = "random", "pretrained"
 STARTS = {RANDOM: "random start", PRETRAINED: "real ImageNet weights"}
+NAMES = {RANDOM: "resnet10t of half its width", PRETRAINED: "mobilenetv2_100"}
 BUDGETS = {RANDOM: (24, 4), PRETRAINED: (6, 1)}  # epochs of a whole night and of a short one
 WEIGHTS = "weights/mobilenetv2_100_coral_dequant.timm.safetensors"
 HALF_AS_WIDE = {"channels": [32, 64, 128, 256], "stem_width": 16}
@@ -318,7 +319,7 @@ def page(nights: Nights) -> None:
         "those of the run's median epoch times the epochs, on one thread.",
         "",
         "Peak rates of head and backbone, found on validation images of another seed: " + "; ".join(
-            f"{PLANS[start].architecture} anew {rates(PLANS[start])}, "
+            f"{NAMES[start]} anew {rates(PLANS[start])}, "
             f"warm {rates(replace(PLANS[start], **WARM_RATES[start]))}" for start in STARTS
         ) + ".",
         "",
@@ -327,7 +328,7 @@ def page(nights: Nights) -> None:
         "",
     ]
     for start, told in STARTS.items():
-        lines += [f"## {PLANS[start].architecture}, {told}", ""]
+        lines += [f"## {NAMES[start]}, {told}", ""]
         lines += ["**How fast.** Ratios are to the night trained anew, of the same seed.", ""]
         lines += speed_table(nights, start)
         lines += [
@@ -367,7 +368,7 @@ def verdicts(nights: Nights) -> list[str]:
             higher = statistics.mean(one.higher for one in found)
             caught = [one.caught for one in found if one.caught]
             rows.append([
-                f"{PLANS[start].architecture}, {begun}: {arm.told(start)}",
+                f"{NAMES[start]}, {begun}: {arm.told(start)}",
                 f"{epochs:.2f} ({yes(epochs <= GOAL_EPOCHS)})",
                 f"{seconds:.2f} ({yes(seconds <= GOAL_TIME)})",
                 f"{spread([one.higher for one in found])} ({yes(higher > 0)})",
@@ -489,7 +490,7 @@ def draw(nights: Nights) -> None:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        row[0].set_ylabel(f"validation accuracy\n{PLANS[start].architecture}, {STARTS[start]}")
+        row[0].set_ylabel(f"validation accuracy\n{NAMES[start]}, {STARTS[start]}")
         for arm in WARM:  # the first night has room for them
             row[0].plot([], [], color=COLOURS[arm.how], label=arm.told(start), **style(arm))
         row[0].legend(loc="lower right", fontsize=8, frameon=False)
