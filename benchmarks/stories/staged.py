@@ -181,9 +181,8 @@ def page(ways: Ways) -> None:
     """docs/stories/staged.md."""
     counts = ways.found(DIRECT, SEEDS[0])["images"]
     lines = [
-        f"{PLAN.architecture} of half its width at {PLAN.image_size} pixels, from a random start in "
-        "every row; no "
-        "pretrained weights anywhere. The target is Caltech-101 with "
+        f"{PLAN.architecture} of half its width at {PLAN.image_size} pixels, from a random start "
+        "in every row; no pretrained weights anywhere. The target is Caltech-101 with "
         f"{counts['train']} training, {counts['validation']} validation and {counts['test']} test "
         f"images of {TARGET.classes} classes; the test images were looked at once, by the last "
         "network. Each stage is the parent of the next and leaves its backbone; the head is fresh. "
