@@ -122,11 +122,15 @@ def parted(
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, its epochs, and the seconds that `fit` took for all of them."""
+    """A network, its epochs, and the seconds that `fit` took for all of them.
+
+    cpu_seconds: of this process alone, whatever else the machine did.
+    """
 
     network: torch.nn.Module
     epochs: tuple[Epoch, ...]
     seconds: float
+    cpu_seconds: float
 
 
 def settled(plan: Plan, precision: Literal["float32", "bfloat16"]) -> Plan:
@@ -139,13 +143,14 @@ def trained(
     validation: Sequence[str],
 ) -> Trained:
     """Fit it with one thread; nothing stays on disk."""
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(
             network, plan, pictures.examples(train), pictures.examples(validation),
             Path(folder), "cpu", threads=1,
         )
-    return Trained(fitted.network, fitted.epochs, time.perf_counter() - started)
+    took, worked = time.perf_counter() - started, time.process_time() - busy
+    return Trained(fitted.network, fitted.epochs, took, worked)
 
 
 def answers(
@@ -173,15 +178,6 @@ def curve(epochs: Sequence[Epoch]) -> list[dict[str, float]]:
         }
         for one in epochs
     ]
-
-
-def usual_seconds(epochs: Sequence[Mapping[str, float]], count: int | None = None) -> float:
-    """What so many epochs of a run take (None: all): the median epoch's time for each.
-
-    A machine that did other work for a while would else be taken for a slow way to train.
-    """
-    usual = statistics.median(one["seconds"] for one in epochs)
-    return usual * (len(epochs) if count is None else count)
 
 
 def checkpoint(networks: Path, setup: Setup) -> Path:
