@@ -40,7 +40,6 @@ from benchmarks.stories.study import (
     spread,
     table,
     trained,
-    usual_seconds,
     write,
 )
 from vision.answers import Answers
@@ -180,6 +179,7 @@ def night(networks: Path, setup: Setup, data: Path) -> Found:
     now = answers(done.network, plan, lot, parts["benchmark"])
     found = {
         "epochs": curve(done.epochs),
+        "cpu_seconds": round(done.cpu_seconds, 2),
         "images": {part: len(images) for part, images in parts.items()},
         "benchmark": float(now.correct.mean()),
     }
@@ -261,9 +261,14 @@ def plateau(found: Found) -> int:
     return epoch
 
 
+def seconds_to(found: Found, epoch: int) -> float:
+    """CPU seconds of so many epochs, validation included."""
+    return float(found["cpu_seconds"] * epoch / len(found["epochs"]))
+
+
 def seconds_to_plateau(found: Found) -> float:
-    """Validation included."""
-    return usual_seconds(found["epochs"], plateau(found))
+    """CPU seconds, validation included."""
+    return seconds_to(found, plateau(found))
 
 
 @dataclass(frozen=True)
@@ -289,10 +294,10 @@ def races(nights: Nights, start: str, arm: Arm) -> list[Race]:
             warm = nights.found(start, arm, number, seed)
             anew = nights.found(start, ARMS[0], number, seed)
             mine, its = plateau(warm), plateau(anew)
-            took = usual_seconds(anew["epochs"], its)
+            took = seconds_to(anew, its)
             there = first_at(warm, max(accuracies(anew)) - NEAR)
-            caught = (there / its, usual_seconds(warm["epochs"], there) / took) if there else None
-            found.append(Race(mine / its, usual_seconds(warm["epochs"], mine) / took, caught,
+            caught = (there / its, seconds_to(warm, there) / took) if there else None
+            found.append(Race(mine / its, seconds_to(warm, mine) / took, caught,
                               warm["benchmark"] - anew["benchmark"]))  # fmt: skip
     return found
 
@@ -316,7 +321,7 @@ def page(nights: Nights) -> None:
         f"Plateau: the first epoch within {100 * NEAR:g} points of the night's best validation "
         "accuracy. All nights run a cosine to its end, so the plateau comes late in any budget: "
         "the short nights show what a warm start saves, the whole ones what it adds. Seconds are "
-        "those of the run's median epoch times the epochs, on one thread.",
+        "CPU seconds of one thread, because the machine had other work as well.",
         "",
         "Peak rates of head and backbone, found on validation images of another seed: " + "; ".join(
             f"{NAMES[start]} anew {rates(PLANS[start])}, "
@@ -429,7 +434,7 @@ def speed_table(nights: Nights, start: str) -> list[str]:
         for arm in ARMS if number > 1 else ARMS[:1]:
             epochs = nights.each(start, arm, number, plateau)
             seconds = nights.each(start, arm, number, seconds_to_plateau)
-            whole = nights.each(start, arm, number, lambda one: usual_seconds(one["epochs"]))
+            whole = nights.each(start, arm, number, lambda one: one["cpu_seconds"])
             best = nights.each(start, arm, number, lambda one: max(accuracies(one)))
             ratios = ["", ""]
             if arm.how != ANEW:

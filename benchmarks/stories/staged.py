@@ -38,7 +38,6 @@ from benchmarks.stories.study import (
     spread,
     table,
     trained,
-    usual_seconds,
     write,
 )
 from vision.network import Loaded, build, load, save, warm_start
@@ -127,6 +126,7 @@ def stage(networks: Path, setup: Setup, data: Path) -> Found:
     save(done.network, checkpoint(networks, setup), plan, classes)
     return {
         "epochs": curve(done.epochs),
+        "cpu_seconds": round(done.cpu_seconds, 2),
         "images": {part: len(images) for part, images in parts.items()},
         "test": accuracy(done.network, plan, lot, parts["test"]),
     }
@@ -160,9 +160,7 @@ class Ways:
     def seconds(self, stages: Sequence[Stage]) -> list[float]:
         """Of all stages together, for every seed."""
         so_far = [stages[:count] for count in range(1, len(stages) + 1)]
-        return [
-            sum(usual_seconds(self.found(one, seed)["epochs"]) for one in so_far) for seed in SEEDS
-        ]
+        return [sum(self.found(one, seed)["cpu_seconds"] for one in so_far) for seed in SEEDS]
 
 
 def told(stages: Sequence[Stage]) -> str:
@@ -186,13 +184,13 @@ def page(ways: Ways) -> None:
         f"{counts['train']} training, {counts['validation']} validation and {counts['test']} test "
         f"images of {TARGET.classes} classes; the test images were looked at once, by the last "
         "network. Each stage is the parent of the next and leaves its backbone; the head is fresh. "
-        "Seconds are those of the run's median epoch times the epochs, on one thread.",
+        "Seconds are CPU seconds of one thread, because the machine had other work as well.",
         "",
         *verdicts(ways),
         f"![validation accuracy on the target by epoch]({STORY}.png)",
         "",
         *table(
-            ["trained on", "start", "epochs", "images seen", "seconds of all stages",
+            ["trained on", "start", "epochs", "images seen", "CPU seconds of all stages",
              "target validation", "target test"],
             [
                 [
@@ -208,14 +206,14 @@ def page(ways: Ways) -> None:
         "The stages before the target, on their own classes:",
         "",
         *table(
-            ["stage", "classes", "training images", "epochs", "seconds", "validation", "test"],
+            ["stage", "classes", "training images", "epochs", "CPU seconds", "validation", "test"],
             [
                 [
                     told(stages) if len(stages) > 1 else stages[0].name,
                     str(stages[-1].classes),
                     str(ways.found(stages, SEEDS[0])["images"]["train"]),
                     str(stages[-1].epochs),
-                    spread(ways.each(stages, lambda one: usual_seconds(one["epochs"])), 1, 0),
+                    spread(ways.each(stages, lambda one: one["cpu_seconds"]), 1, 0),
                     spread(ways.each(stages, validation)),
                     spread(ways.each(stages, lambda one: one["test"])),
                 ]
@@ -267,7 +265,7 @@ def draw(ways: Ways) -> None:
         ])
         mean, deviation = lines.mean(axis=0), lines.std(axis=0)
         epochs = np.arange(1, len(mean) + 1)
-        took = statistics.mean(ways.each(stages, lambda one: usual_seconds(one["epochs"])))
+        took = statistics.mean(ways.each(stages, lambda one: one["cpu_seconds"]))
         before = statistics.mean(ways.seconds(stages[:-1])) if len(stages) > 1 else 0.0
         for axes, places in ((left, epochs), (right, before + took * epochs / len(epochs))):
             axes.plot(places, mean, color=colour, linewidth=1.6, label=told(stages))
@@ -275,7 +273,7 @@ def draw(ways: Ways) -> None:
                               alpha=0.15, linewidth=0)  # fmt: skip
         right.plot([0, before], [0, 0], color=colour, linewidth=4, solid_capstyle="butt")
     left.set_xlabel("epoch on the target")
-    right.set_xlabel("seconds, earlier stages included (thick at the bottom)")
+    right.set_xlabel("CPU seconds, earlier stages included (thick at the bottom)")
     left.set_ylabel("validation accuracy on Caltech-101")
     for axes in (left, right):
         axes.set_xlim(0)
