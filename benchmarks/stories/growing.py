@@ -62,8 +62,7 @@ HALF_AS_WIDE = {"channels": [32, 64, 128, 256], "stem_width": 16}
 PLANS = {
     RANDOM: settled(
         Plan(
-            architecture="resnet10t", arguments=HALF_AS_WIDE, image_size=64, learning_rate=4e-3,
-            warmup_epochs=0.5,
+            architecture="resnet10t", arguments=HALF_AS_WIDE, image_size=64, warmup_epochs=0.5,
         ),
         "bfloat16",
     ),
@@ -71,15 +70,16 @@ PLANS = {
         Plan(
             architecture="mobilenetv2_100", arguments={"pad_type": "same"}, image_size=48,
             mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), batch_norm="eval",
-            learning_rate=2e-3, backbone_learning_rate=3e-4, warmup_epochs=0.5,
+            warmup_epochs=0.5,
         ),
         "float32",
     ),
 }  # fmt: skip
-# found on the validation images of a seed that is not told
-WARM_RATES = {
-    RANDOM: {"learning_rate": 8e-3, "backbone_learning_rate": 2e-3},
-    PRETRAINED: {"learning_rate": 4e-3, "backbone_learning_rate": 1e-4},
+# Peak rates of head and backbone of a night anew, of a whole warm night and of a short one, found
+# on the validation images of a seed that is not told.
+RATES = {
+    RANDOM: ((4e-3, 4e-3), (8e-3, 2e-3), (8e-3, 2e-3)),
+    PRETRAINED: ((2e-3, 3e-4), (2e-3, 3e-4), (4e-3, 1e-4)),
 }
 ANEW, FRESH, INHERIT = "anew", "fresh", "inherit"
 COLOURS = {ANEW: "#7a7a7a", FRESH: "#2f6f9f", INHERIT: "#c8702a"}
@@ -118,13 +118,18 @@ def main() -> None:
 
 
 def setup_of(start: str, arm: Arm, number: int, seed: int) -> Setup:
-    """A night by its number from 1; epochs: of each night so far. All arms share the first night.
+    """A night by its number from 1, with epochs and rates of each night so far.
+
+    All arms share the first night.
     """
     whole = BUDGETS[start][0]
     later = BUDGETS[start][arm.short]
+    first_rates, warm, warm_short = map(list, RATES[start])
+    rates = first_rates if arm.how == ANEW else warm_short if arm.short else warm
     return {
         "start": start, "how": arm.how if number > 1 else ANEW, "seed": seed,
         "classes": list(CLASSES[:number]), "epochs": [whole] + [later] * (number - 1),
+        "rates": [first_rates] + [rates] * (number - 1),
         "train": TRAIN, "validation": VALIDATION,
     }  # fmt: skip
 
@@ -147,17 +152,21 @@ def before(setup: Setup) -> Setup | None:
         return None
     classes, epochs = setup["classes"][:-1], setup["epochs"][:-1]
     how = setup["how"] if len(epochs) > 1 else ANEW
-    return {**setup, "how": how, "classes": classes, "epochs": epochs}
+    return {**setup, "how": how, "classes": classes, "epochs": epochs,
+            "rates": setup["rates"][:-1]}  # fmt: skip
 
 
 def plan_of(setup: Setup, data: Path) -> Plan:
     """The plan of this night; each night has a seed of its own."""
     plan, number = PLANS[setup["start"]], len(setup["epochs"])
-    plan = replace(plan, epochs=setup["epochs"][-1], seed=100 * setup["seed"] + number)
-    if setup["how"] != ANEW:
-        recipe = "inherit" if setup["how"] == INHERIT else "all"
-        return replace(plan, recipe=recipe, **WARM_RATES[setup["start"]])
-    return replace(plan, weights=str(data / WEIGHTS)) if setup["start"] == PRETRAINED else plan
+    rate, slow = setup["rates"][-1]
+    plan = replace(plan, epochs=setup["epochs"][-1], seed=100 * setup["seed"] + number,
+                   learning_rate=rate, backbone_learning_rate=slow)  # fmt: skip
+    if setup["how"] == INHERIT:
+        return replace(plan, recipe="inherit")
+    if setup["start"] == PRETRAINED and setup["how"] == ANEW:
+        return replace(plan, weights=str(data / WEIGHTS))
+    return plan
 
 
 def night(networks: Path, setup: Setup, data: Path) -> Found:
@@ -323,9 +332,12 @@ def page(nights: Nights) -> None:
         "the short nights show what a warm start saves, the whole ones what it adds. Seconds are "
         "CPU seconds of one thread, because the machine had other work as well.",
         "",
-        "Peak rates of head and backbone, found on validation images of another seed: " + "; ".join(
-            f"{NAMES[start]} anew {rates(PLANS[start])}, "
-            f"warm {rates(replace(PLANS[start], **WARM_RATES[start]))}" for start in STARTS
+        "Peak rates of head and backbone, found on validation images of another seed: "
+        + "; ".join(
+            f"{NAMES[start]} " + ", ".join(
+                f"{what} {head:g} and {backbone:g}" for what, (head, backbone)
+                in zip(("anew", "warm", "warm and short"), RATES[start], strict=True)
+            ) for start in STARTS
         ) + ".",
         "",
         *verdicts(nights),
@@ -348,11 +360,6 @@ def page(nights: Nights) -> None:
     write(STORY, "Warm start: a class list that grows over four nights", lines,
           "the split, the order in which classes come, all random starts, the order of images "
           "and the augmentation")  # fmt: skip
-
-
-def rates(plan: Plan) -> str:
-    """Of the head and of the backbone."""
-    return f"{plan.learning_rate:g} and {plan.backbone_learning_rate or plan.learning_rate:g}"
 
 
 def verdicts(nights: Nights) -> list[str]:
