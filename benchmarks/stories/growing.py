@@ -96,7 +96,7 @@ class Arm:
         """What it is called on the page."""
         epochs = BUDGETS[start][self.short]
         begun = {ANEW: "anew", FRESH: "warm, fresh head", INHERIT: "warm, inherited rows"}
-        return f"{begun[self.how]}, {epochs} epochs"
+        return f"{begun[self.how]}, {epochs} epoch{'s' * (epochs > 1)}"
 
 
 ARMS = (Arm(ANEW), Arm(FRESH), Arm(INHERIT), Arm(FRESH, short=True), Arm(INHERIT, short=True))
@@ -390,7 +390,7 @@ def verdicts(nights: Nights) -> list[str]:
                    f"{statistics.median(one[1] for one in caught):.2f}" if caught else ""),
             ])  # fmt: skip
     lines += table(
-        ["night", "epochs to its plateau / anew's", "time", "benchmark against anew, points",
+        ["night", "epochs to its plateau / anew's", "CPU time", "benchmark against anew, points",
          "nights that ended higher",
          "nights that came within 0.5 points of anew's best: median share of its epochs, time"],
         rows,
@@ -413,11 +413,11 @@ def in_words(nights: Nights, start: str) -> list[str]:
     heads = []
     for is_short in (False, True):
         ahead = 100 * (means[Arm(INHERIT, is_short)] - means[Arm(FRESH, is_short)])
-        heads.append(f"{ahead:+.1f} points with {short if is_short else whole} epochs")
+        heads.append(f"{ahead:+.1f} points in {'short' if is_short else 'whole'} nights")
     fresh, kept = Arm(FRESH, short=True), Arm(INHERIT, short=True)
     return [
         f"**{STARTS[start][0].upper()}{STARTS[start][1:]}.** Against {whole} epochs anew, a warm "
-        f"night of {short} epochs ends {compared(fresh)} with a fresh head and {compared(kept)} "
+        f"night of {short} epoch{'s' * (short > 1)} ends {compared(fresh)} with a fresh head and {compared(kept)} "
         f"with inherited rows; with the same {whole} epochs, {compared(Arm(FRESH))} and "
         f"{compared(Arm(INHERIT))}. Inherited rows against a fresh head: {' and '.join(heads)}.",
         "",
@@ -456,8 +456,8 @@ def speed_table(nights: Nights, start: str) -> list[str]:
                 spread(whole, 1),
             ])  # fmt: skip
     return table(
-        ["", "best validation", "epochs to plateau", "ratio", "seconds to plateau", "ratio",
-         "seconds of all epochs"], rows,
+        ["", "best validation", "epochs to plateau", "ratio", "CPU seconds to plateau", "ratio",
+         "CPU seconds of all epochs"], rows,
     )  # fmt: skip
 
 
