@@ -194,7 +194,7 @@ def page(ways: Ways) -> None:
              "target validation", "target test"],
             [
                 [
-                    told(stages), "random", " + ".join(str(one.epochs) for one in stages),
+                    told(stages), "random start", " + ".join(str(one.epochs) for one in stages),
                     f"{sum(one.seen for one in stages):,}",
                     spread(ways.seconds(stages), 1, 0),
                     spread(ways.each(stages, validation)),
@@ -271,9 +271,8 @@ def draw(ways: Ways) -> None:
             axes.plot(places, mean, color=colour, linewidth=1.6, label=told(stages))
             axes.fill_between(places, mean - deviation, mean + deviation, color=colour,
                               alpha=0.15, linewidth=0)  # fmt: skip
-        right.plot([0, before], [0, 0], color=colour, linewidth=4, solid_capstyle="butt")
     left.set_xlabel("epoch on the target")
-    right.set_xlabel("CPU seconds, earlier stages included (thick at the bottom)")
+    right.set_xlabel("CPU seconds; a line begins where its earlier stages end")
     left.set_ylabel("validation accuracy on Caltech-101")
     for axes in (left, right):
         axes.set_xlim(0)
@@ -284,7 +283,7 @@ def draw(ways: Ways) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(loc="lower right", fontsize=9, frameon=False)
     figure.suptitle(
-        f"{PLAN.architecture} from a random start: mean of {len(SEEDS)} seeds, bands of one "
+        f"{PLAN.architecture} of half its width, random start: mean of {len(SEEDS)} seeds, bands of one "
         "standard deviation", x=0.01, ha="left", fontweight="bold",
     )  # fmt: skip
     figure.savefig(FOLDER / f"{STORY}.png")
