@@ -419,7 +419,8 @@ def in_words(nights: Nights, start: str) -> list[str]:
         f"**{STARTS[start][0].upper()}{STARTS[start][1:]}.** Against {whole} epochs anew, a warm "
         f"night of {short} epoch{'s' * (short > 1)} ends {compared(fresh)} with a fresh head and "
         f"{compared(kept)} with inherited rows; with the same {whole} epochs, "
-        f"{compared(Arm(FRESH))} and {compared(Arm(INHERIT))}. Inherited rows against a fresh head: {' and '.join(heads)}.",
+        f"{compared(Arm(FRESH))} and {compared(Arm(INHERIT))}. Inherited rows against a fresh "
+        f"head: {' and '.join(heads)}.",
         "",
     ]
 

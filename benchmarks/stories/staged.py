@@ -283,8 +283,8 @@ def draw(ways: Ways) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(loc="lower right", fontsize=9, frameon=False)
     figure.suptitle(
-        f"{PLAN.architecture} of half its width, random start: mean of {len(SEEDS)} seeds, bands of one "
-        "standard deviation", x=0.01, ha="left", fontweight="bold",
+        f"{PLAN.architecture} of half its width, random start: mean of {len(SEEDS)} seeds, bands "
+        "of one standard deviation", x=0.01, ha="left", fontweight="bold",
     )  # fmt: skip
     figure.savefig(FOLDER / f"{STORY}.png")
 
