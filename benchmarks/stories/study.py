@@ -41,6 +41,7 @@ from vision.runtime import plain, ready
 
 FOLDER = Path(__file__).parents[2] / "docs" / "stories"
 SEEDS = (0, 1, 2)
+OF_A_SEED = "the split, the start of what begins at random, the order and the augmentation"
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 AT_ONCE = 64
 
@@ -185,6 +186,12 @@ def curve(epochs: Sequence[Epoch]) -> list[dict[str, float]]:
         }
         for one in epochs
     ]
+
+
+def checkpoint(networks: Path, setup: Setup) -> Path:
+    """Where a run of this setup keeps its network in this folder, for the runs that start from it.
+    """
+    return networks / f"{hashlib.sha256(_key(setup).encode()).hexdigest()[:16]}.safetensors"
 
 
 # --- failures -------------------------------------------------------------------------------
@@ -357,8 +364,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def write(story: str, title: str, lines: Sequence[str]) -> Path:
-    """docs/stories/NAME.md: the lines between a headline and what it was measured on."""
+def write(
+    story: str, title: str, lines: Sequence[str], of_a_seed: str = OF_A_SEED,
+    at_work: str = "one process for each core",
+) -> Path:
+    """docs/stories/NAME.md: the lines between a headline and what it was measured on.
+
+    of_a_seed: what differs from seed to seed; at_work: who used the cores.
+    """
     told = _read(FOLDER / f"{story}.json")["facts"]
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items()
                          if name in {"torch", "torchvision", "timm", "numpy"})
@@ -367,12 +380,11 @@ def write(story: str, title: str, lines: Sequence[str]) -> Path:
         f"# {title}",
         "",
         f"Written by `make story-{story} DATA=folder`; nothing here is typed by hand. Figures are "
-        f"means over {len(SEEDS)} seeds ± their standard deviation; a seed decides the split, "
-        "the start of what begins at random, the order and the augmentation.",
+        f"means over {len(SEEDS)} seeds ± their standard deviation; a seed decides {of_a_seed}.",
         "",
         *lines,
-        f"<sub>{told['measured']}: {told['processor']}, {told['cores']} cores, no GPU, one "
-        f"process for each core, Python {told['python']}, {versions}. All runs: "
+        f"<sub>{told['measured']}: {told['processor']}, {told['cores']} cores, no GPU, "
+        f"{at_work}, Python {told['python']}, {versions}. All runs: "
         f"[{story}.json]({story}.json).</sub>",
     ]) + "\n")  # fmt: skip
     print(f"{path} written")
