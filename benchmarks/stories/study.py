@@ -22,21 +22,28 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from loky import ProcessPoolExecutor, as_completed
+from loky import as_completed, get_reusable_executor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from scipy.stats import t
 
 from benchmarks.bench import facts
 from vision.answers import Answers
+from vision.augmentation import seeds_of, uniform
+from vision.failures import TRANSFORMATIONS, Grade, aimed, derive, sensitivities
 from vision.fitting import Epoch, Examples, fit
+from vision.grades import answered, bend
 from vision.images import square
 from vision.network import class_names_of
 from vision.plan import Geometry, Plan
-from vision.prediction import predict
+from vision.prediction import Forward, predict
+from vision.runtime import plain, ready
 
 FOLDER = Path(__file__).parents[2] / "docs" / "stories"
 SEEDS = (0, 1, 2)
+OF_A_SEED = "the split, the start of what begins at random, the order and the augmentation"
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+AT_ONCE = 64
 
 Setup = dict[str, Any]
 Found = dict[str, Any]
@@ -56,17 +63,19 @@ class Run:
 class Pictures:
     """Decoded pictures of class folders, in memory.
 
-    names: one per picture, `class/file`; labels: its class.
+    parts: folders within `folder` that hold the class folders, by default itself. names: one per
+    picture, `class/file` or `part/class/file`; labels: its class.
     """
 
-    def __init__(self, folder: Path, geometry: Geometry) -> None:
+    def __init__(self, folder: Path, geometry: Geometry, parts: Sequence[str] = ("",)) -> None:
         files = [
             path
-            for one in sorted(folder.iterdir()) if one.is_dir()
+            for part in parts
+            for one in sorted((folder / part).iterdir()) if one.is_dir()
             for path in sorted(one.iterdir()) if path.suffix.lower() in SUFFIXES
         ]
-        self.names = [f"{path.parent.name}/{path.name}" for path in files]
-        self.labels = {name: name.split("/")[0] for name in self.names}
+        self.names = [str(path.relative_to(folder)) for path in files]
+        self.labels = {name: name.split("/")[-2] for name in self.names}
         self._row = {name: row for row, name in enumerate(self.names)}
         self._pixels = np.stack([square(path.read_bytes(), geometry) for path in files])
 
@@ -85,9 +94,9 @@ class Pictures:
 
 
 @lru_cache(maxsize=4)
-def pictures(folder: Path, geometry: Geometry) -> Pictures:
+def pictures(folder: Path, geometry: Geometry, parts: tuple[str, ...] = ("",)) -> Pictures:
     """Read once for each process."""
-    return Pictures(folder, geometry)
+    return Pictures(folder, geometry, parts)
 
 
 def parted(
@@ -121,11 +130,15 @@ def parted(
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, its epochs, and the seconds that `fit` took for all of them."""
+    """A network, its epochs, and the seconds that `fit` took for all of them.
+
+    core_seconds: those in which its core computed for it, however busy the machine was.
+    """
 
     network: torch.nn.Module
     epochs: tuple[Epoch, ...]
     seconds: float
+    core_seconds: float
 
 
 def settled(plan: Plan, precision: Literal["float32", "bfloat16"]) -> Plan:
@@ -138,13 +151,14 @@ def trained(
     validation: Sequence[str],
 ) -> Trained:
     """Fit it with one thread; nothing stays on disk."""
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(
             network, plan, pictures.examples(train), pictures.examples(validation),
             Path(folder), "cpu", threads=1,
         )
-    return Trained(fitted.network, fitted.epochs, time.perf_counter() - started)
+    return Trained(fitted.network, fitted.epochs, time.perf_counter() - started,
+                   time.process_time() - computed)  # fmt: skip
 
 
 def answers(
@@ -172,6 +186,63 @@ def curve(epochs: Sequence[Epoch]) -> list[dict[str, float]]:
         }
         for one in epochs
     ]
+
+
+def checkpoint(networks: Path, setup: Setup) -> Path:
+    """Where a run of this setup keeps its network in this folder, for the runs that start from it.
+    """
+    return networks / f"{hashlib.sha256(_key(setup).encode()).hexdigest()[:16]}.safetensors"
+
+
+# --- failures -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """The next plan, why it bends pictures as it does, and what finding out took of a core."""
+
+    plan: Plan
+    reasons: tuple[str, ...]
+    core_seconds: float
+
+
+def aimed_at_failures(
+    network: torch.nn.Module, plan: Plan, pictures: Pictures, validation: Sequence[str]
+) -> Aimed:
+    """Bend these pictures in all grades, as a night does, and widen the plan by what that costs."""
+    started = time.process_time()
+    labels = [pictures.labels[one] for one in validation]
+    names = class_names_of(network)
+    untouched, bent = answered(
+        _forward(network, plan), names, pictures, validation, labels, plan.image_size,
+        torch.device("cpu"),
+    )
+    derived = derive(sensitivities(untouched, bent, labels), plan)
+    reasons = tuple(one.sentence for one in derived.changes)
+    return Aimed(aimed(plan, derived, names), reasons, time.process_time() - started)
+
+
+def bent_accuracy(
+    network: torch.nn.Module, plan: Plan, pictures: Pictures, images: Sequence[str]
+) -> float:
+    """Share of these pictures named rightly when bent, mean of all realistic strengths."""
+    forward, names = _forward(network, plan), class_names_of(network)
+    grades = [Grade(one.name, strength) for one in TRANSFORMATIONS for strength in one.realistic]
+    right = 0
+    for start in range(0, len(images), AT_ONCE):
+        some = images[start:start + AT_ONCE]
+        stored = torch.from_numpy(pictures.gather(some))
+        draws = uniform(seeds_of(0, 0, some), 2)
+        true = torch.tensor([names.index(pictures.labels[one]) for one in some])
+        for grade in grades:
+            outputs = forward(bend(stored, grade, plan.image_size, draws))
+            right += int((outputs.argmax(dim=1) == true).sum())
+    return right / (len(images) * len(grades))
+
+
+def _forward(network: torch.nn.Module, plan: Plan) -> Forward:
+    place = torch.device("cpu")
+    return ready(plain(plan, place), network, plan, place, AT_ONCE)
 
 
 # --- running --------------------------------------------------------------------------------
@@ -218,7 +289,9 @@ def _train(
     cores = len(os.sched_getaffinity(0))
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                    TimeElapsedColumn(), console=Console(stderr=True))  # fmt: skip
-    with bar, ProcessPoolExecutor(cores, env={"OMP_NUM_THREADS": "1"}) as pool:
+    # the next call finds the same processes, with their pictures in memory
+    pool = get_reusable_executor(cores, timeout=60, env={"OMP_NUM_THREADS": "1"})
+    with bar:
         shown = bar.add_task(path.stem, total=len(missing))
         waiting = {pool.submit(_timed, function, one, data): one for one in missing}
         for future in as_completed(waiting):
@@ -263,6 +336,24 @@ def spread(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
     return f"{statistics.mean(scaled):.{digits}f} ± {statistics.stdev(scaled):.{digits}f}"
 
 
+def change(after: Sequence[float], before: Sequence[float]) -> str:
+    """Points gained or lost, each seed against itself: mean and standard deviation."""
+    told = spread([one - other for one, other in zip(after, before, strict=True)])
+    return told if told.startswith("-") else f"+{told}"
+
+
+def verdict(after: Sequence[float], before: Sequence[float]) -> str:
+    """In words, whether that change is one, by the 95% interval of Student's t over the seeds."""
+    gains = [one - other for one, other in zip(after, before, strict=True)]
+    middle = statistics.mean(gains)
+    reach = float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    if abs(middle) > reach:
+        return "surely up" if middle > 0 else "surely down"
+    if min(gains) > 0 or max(gains) < 0:
+        return f"{'up' if middle > 0 else 'down'} with every seed, too few to be sure"
+    return "no change that these seeds can show"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown; all but the first column to the right."""
     return [
@@ -273,8 +364,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def write(story: str, title: str, lines: Sequence[str]) -> Path:
-    """docs/stories/NAME.md: the lines between a headline and what it was measured on."""
+def write(
+    story: str, title: str, lines: Sequence[str], of_a_seed: str = OF_A_SEED,
+    at_work: str = "one process for each core",
+) -> Path:
+    """docs/stories/NAME.md: the lines between a headline and what it was measured on.
+
+    of_a_seed: what differs from seed to seed; at_work: who used the cores.
+    """
     told = _read(FOLDER / f"{story}.json")["facts"]
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items()
                          if name in {"torch", "torchvision", "timm", "numpy"})
@@ -283,12 +380,11 @@ def write(story: str, title: str, lines: Sequence[str]) -> Path:
         f"# {title}",
         "",
         f"Written by `make story-{story} DATA=folder`; nothing here is typed by hand. Figures are "
-        f"means over {len(SEEDS)} seeds ± their standard deviation; a seed decides the split, "
-        "the start of what begins at random, the order and the augmentation.",
+        f"means over {len(SEEDS)} seeds ± their standard deviation; a seed decides {of_a_seed}.",
         "",
         *lines,
-        f"<sub>{told['measured']}: {told['processor']}, {told['cores']} cores, no GPU, one "
-        f"process for each core, Python {told['python']}, {versions}. All runs: "
+        f"<sub>{told['measured']}: {told['processor']}, {told['cores']} cores, no GPU, "
+        f"{at_work}, Python {told['python']}, {versions}. All runs: "
         f"[{story}.json]({story}.json).</sub>",
     ]) + "\n")  # fmt: skip
     print(f"{path} written")
