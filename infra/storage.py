@@ -163,10 +163,11 @@ class Storage:
         """Give the objects under a prefix, those after a key, in the order of their keys."""
         if prefix:
             self._check(prefix.removesuffix("/"))
-        begin = {} if after is None else {"StartAfter": after}
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=prefix, **begin
-        )
+        paginator = self._client.get_paginator("list_objects_v2")
+        if after is None:
+            pages = paginator.paginate(Bucket=self.bucket, Prefix=prefix)
+        else:
+            pages = paginator.paginate(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
         page_iterator = iter(pages)
         while True:
             page = self._do(lambda: next(page_iterator, None), f"list {_shown(prefix)}")

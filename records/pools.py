@@ -268,14 +268,14 @@ def _matches(seeking: str, library: str, benchmark: str, hashed: bool) -> str:
 _SINCE = "coalesce(CAST(:since AS timestamptz), '-infinity')"
 
 
-def mark_anew(session: Session) -> int:
-    """Mark older pictures that library or benchmark have come to hold; answers how many.
+def mark_anew(session: Session) -> None:
+    """Mark older pictures that library or benchmark have come to hold.
 
     Looks at what came in since the newest identification began, which had looked before.
     """
     newest = session.scalar(select(func.max(Identification.started_at)))
     found = _matches("unmarked", "brought", "frozen", hashed=True)
-    return session.execute(
+    session.execute(
         text(
             f"""
             WITH unmarked AS MATERIALIZED (
@@ -296,4 +296,4 @@ def mark_anew(session: Session) -> int:
             """  # noqa: S608  (constants of this module)
         ),
         {"since": newest - OVERLAP if newest else None},
-    ).rowcount  # type: ignore[attr-defined]
+    )

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -365,11 +366,14 @@ def test_a_folder_is_loaded_first(world: World, tmp_path: Path) -> None:
 # --- killed, and together -------------------------------------------------------------------
 
 
-def work(world: World, version: int = 1) -> Any:
-    """Start the flow in a process of its own."""
-    return worlds.begin(
-        world, "flows.identify", "identify", pool=f"s3://{POOL}", version_id=version
-    )
+def answer_all(version: int) -> None:
+    """What each process does: begin or join, then answer until all is done."""
+    answer.fn(begin(POOL, version))
+
+
+def work(world: World) -> ForkServerProcess:
+    """Start that in a process of its own."""
+    return worlds.start(world, answer_all, 1)
 
 
 def lapse(world: World, pid: int | None = None) -> None:
@@ -380,7 +384,7 @@ def lapse(world: World, pid: int | None = None) -> None:
     )
 
 
-def test_killed_anywhere_it_goes_on(world: World, prefect_server: str) -> None:
+def test_killed_anywhere_it_goes_on(world: World) -> None:
     """After a kill in the listing, in the answers and at the end, each picture has one answer."""
     fill(world.storage, 600)
     for table, event, condition in (
@@ -401,7 +405,7 @@ def test_killed_anywhere_it_goes_on(world: World, prefect_server: str) -> None:
     world.check()
 
 
-def test_three_processes_share_and_one_is_killed(world: World, prefect_server: str) -> None:
+def test_three_processes_share_and_one_is_killed(world: World) -> None:
     """Each has claimed a shard when one is killed; the others answer its images, too."""
     fill(world.storage, 3000)
     put(world.storage, f"{POOL}copy.png", noise(5))

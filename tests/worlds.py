@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -279,6 +279,20 @@ def begin(world: World, module: str, flow: str, **parameters: Any) -> ForkServer
     process = _processes().Process(target=_play, args=(environment, module, flow, parameters))
     process.start()
     return process
+
+
+def start(world: World, work: Callable[..., object], *values: Any) -> ForkServerProcess:
+    """Do some work, a function of a module, in a process of its own that lives in this world."""
+    process = _processes().Process(target=_live, args=(world.environment(), work, values))
+    process.start()
+    return process
+
+
+def _live(
+    environment: dict[str, str], work: Callable[..., object], values: tuple[Any, ...]
+) -> None:
+    os.environ.update(environment)
+    work(*values)
 
 
 def _play(environment: dict[str, str], module: str, flow: str, parameters: dict[str, Any]) -> None:
