@@ -102,7 +102,8 @@ def _flips(session: Session, version_id: int, other_id: int) -> list[Wanted]:
     chosen = []
     for sha256 in some:
         row = place[sha256]
-        label, predicted = classes.as_known_to(names, (mine.labels[row], mine.predicted[row]), now)
+        said = (mine.labels[row], mine.predicted[row])
+        label, predicted = classes.as_known_to(names, said, now)
         told = Told(sha256, label, predicted, float(mine.confidence[row]))
         chosen += _both_classes(_wish(told, "benchmark", "flip"))
     return _known_targets(session, version_id, chosen)

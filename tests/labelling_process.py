@@ -1,4 +1,4 @@
-"""A process that labels and removes pictures of a pool; light, so that it is there at once."""
+"""Somebody who labels and removes pictures of a pool, here or in a process that may be killed."""
 
 import multiprocessing
 import os
@@ -10,15 +10,21 @@ from tasks import labelling
 
 
 def begin(environment: Mapping[str, str], keys: Sequence[str]) -> ForkServerProcess:
-    """Start one that labels the first eight as okapis, a new class, and then removes all."""
+    """Start `act` in a process of its own."""
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_act, args=(dict(environment), list(keys)))
+    context.set_forkserver_preload(["labelling_process"])
+    process = context.Process(target=_act_there, args=(dict(environment), list(keys)))
     process.start()
     return process
 
 
-def _act(environment: dict[str, str], keys: list[str]) -> None:
+def _act_there(environment: dict[str, str], keys: list[str]) -> None:
     os.environ.update(environment)
+    act(keys)
+
+
+def act(keys: Sequence[str]) -> None:
+    """Label the first eight as okapis, a new class, and then remove all."""
     wishes = [Wish(key, key=key, label="okapi") for key in keys]
     labelling.label(wishes[:8], "Ann", ["okapi"])
     labelling.remove(wishes, "Ann")
