@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -70,21 +69,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "caltech-nights.md")
     given = parser.parse_args()
 
-    state = Path(tempfile.mkdtemp(prefix="regraft-caltech-", dir="/tmp"))
-    state.chmod(0o755)
-    os.environ["REGRAFT_STATE_DIR"] = str(state)
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    from infra import embedded, settings
+    from benchmarks.services import services
 
-    try:
-        os.environ["PREFECT_API_URL"] = str(embedded.up(settings.load()).prefect_api_url)
+    with services():
         nights = play(given.data, given.model, given.image_size, tuple(given.epochs))
         peer = logistic_regression(nights[1].facts)
         write(given.out, given, nights, peer)
-    finally:
-        embedded.down(settings.load())
-        shutil.rmtree(state)
 
 
 def play(data: Path, model: str, size: int, epochs: tuple[int, ...]) -> list[Told]:

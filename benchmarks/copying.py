@@ -21,7 +21,7 @@ from psycopg2.extras import execute_values
 
 from benchmarks import bench
 from benchmarks.figures import Goal, Part, Row, take_turns
-from benchmarks.nights import services
+from benchmarks.services import services
 
 ROWS = 100_000
 CLASSES = 101

@@ -11,14 +11,12 @@ trains a tiny network on the newest images of each class and judges it.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,6 +25,7 @@ from typing import Any
 from benchmarks import bench
 from benchmarks.figures import FOLDER, Figure, Goal, Part, Row, take_turns
 from benchmarks.photographs import photographs
+from benchmarks.services import services
 
 SIZES = (1_000, 10_000, 100_000)
 ROUNDS = 3
@@ -56,35 +55,13 @@ class Busy:
 def main() -> None:
     """Grow one library and time its nights at each size."""
     given = bench.arguments("night")
+    os.environ["REGRAFT_DEVICE"] = "cpu"
     with services():
         pictures = iter(labelled_photographs(given.data))
         begin(pictures)
         told = {size: measure(size, pictures) for size in SIZES}
     draw(told)
     part(told).save("cuda" if given.gpu else "cpu")
-
-
-@contextmanager
-def services(prefect: bool = True) -> Iterator[None]:
-    """Postgres, S3 and, where asked for, Prefect, for one benchmark alone."""
-    state = Path(tempfile.mkdtemp(prefix="regraft-nights-", dir="/tmp"))
-    state.chmod(0o755)  # Postgres runs as another user when we are root
-    os.environ["REGRAFT_STATE_DIR"] = str(state)
-    os.environ["REGRAFT_DEVICE"] = "cpu"
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    from infra import embedded, settings
-
-    try:
-        found = embedded.up(settings.load(), prefect=prefect)
-        if found.prefect_api_url:
-            os.environ["PREFECT_API_URL"] = found.prefect_api_url
-        yield
-    finally:
-        embedded.down(settings.load())
-        shutil.rmtree(state)
 
 
 def labelled_photographs(data: Path | None) -> list[tuple[str, bytes]]:

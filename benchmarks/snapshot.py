@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import bench
 from benchmarks.figures import Figure, Goal, Part, Row, take_turns
-from benchmarks.nights import services
+from benchmarks.services import services
 
 IMAGES = 1_000_000
 CLASSES = 100

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import facts
+from benchmarks.services import services
 from benchmarks.stories.study import FOLDER, SEEDS, arguments, spread, table, write
 from vision.plan import Augmentation, Plan
 
@@ -77,24 +76,6 @@ def main() -> None:
     told = json.loads(path.read_text())
     draw(told["bakeoffs"])
     page(told)
-
-
-@contextmanager
-def services() -> Iterator[None]:
-    """Services of their own for the block, in a folder that goes with them."""
-    state = Path(tempfile.mkdtemp(prefix="regraft-bakeoff-", dir="/tmp"))
-    state.chmod(0o755)
-    os.environ["REGRAFT_STATE_DIR"] = str(state)
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    from infra import embedded, settings
-
-    try:
-        os.environ["PREFECT_API_URL"] = str(embedded.up(settings.load()).prefect_api_url)
-        yield
-    finally:
-        embedded.down(settings.load())
-        shutil.rmtree(state)
 
 
 # --- what is played -------------------------------------------------------------------------

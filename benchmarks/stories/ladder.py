@@ -93,17 +93,13 @@ def run(setup: Setup, data: Path) -> Found:
     trained = train(plan, pictures, parts)
     if setup["probe"]:
         return {row: {"validation": trained.epochs[-1].validation_accuracy}}
-    found = {row: figures(trained, plan, pictures, parts)}
-    if row == PHASED:
-        found[row]["bent"] = study.bent_accuracy(trained.network, plan, pictures, parts["tried"])
-        aimed = study.aimed_at_failures(trained.network, plan, pictures, parts["validation"])
-        found[AIMED] = {**found[row], "reasons": list(aimed.reasons),
-                        "analysis_seconds": round(aimed.core_seconds, 1)}  # fmt: skip
-        if aimed.plan != plan:  # else the same plan, pictures and seed give the same network
-            trained = train(aimed.plan, pictures, parts)
-            bent = study.bent_accuracy(trained.network, plan, pictures, parts["tried"])
-            found[AIMED] |= {**figures(trained, aimed.plan, pictures, parts), "bent": bent}
-    return found
+    if row != PHASED:
+        return {row: figures(trained, plan, pictures, parts)}
+    plain, aimed = study.beside_aimed(
+        trained, plan, pictures, parts, lambda plan: train(plan, pictures, parts),
+        lambda trained, plan: figures(trained, plan, pictures, parts),
+    )
+    return {row: plain, AIMED: aimed}
 
 
 def train(plan: Plan, pictures: study.Pictures, parts: dict[str, list[str]]) -> study.Trained:

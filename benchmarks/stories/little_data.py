@@ -84,22 +84,18 @@ def setups() -> list[Setup]:
 
 def run(setup: Setup, data: Path) -> Found:
     """Train the ways of one line; the aimed one by what the one before it fails at."""
-    first, *then = setup["ways"]
-    plan = plan_of(setup, first, data)
+    way = setup["ways"][0]
+    plan = plan_of(setup, way, data)
     pictures = study.pictures(data / "cats_dogs", plan.geometry, PARTS)
     parts = split(pictures, setup)
     trained = train(plan, pictures, parts)
-    found = {first: figures(trained, plan, pictures, parts)}
-    for way in then:
-        found[first]["bent"] = study.bent_accuracy(trained.network, plan, pictures, parts["tried"])
-        aimed = study.aimed_at_failures(trained.network, plan, pictures, parts["validation"])
-        found[way] = {**found[first], "reasons": list(aimed.reasons),
-                      "analysis_seconds": round(aimed.core_seconds, 1)}  # fmt: skip
-        if aimed.plan != plan:  # else the same plan, pictures and seed give the same network
-            trained = train(aimed.plan, pictures, parts)
-            bent = study.bent_accuracy(trained.network, plan, pictures, parts["tried"])
-            found[way] |= {**figures(trained, aimed.plan, pictures, parts), "bent": bent}
-    return found
+    if AIMED not in setup["ways"]:
+        return {way: figures(trained, plan, pictures, parts)}
+    plain, aimed = study.beside_aimed(
+        trained, plan, pictures, parts, lambda plan: train(plan, pictures, parts),
+        lambda trained, plan: figures(trained, plan, pictures, parts),
+    )
+    return {way: plain, AIMED: aimed}
 
 
 def train(plan: Plan, pictures: study.Pictures, parts: dict[str, list[str]]) -> study.Trained:

@@ -222,6 +222,26 @@ def aimed_at_failures(
     return Aimed(aimed(plan, derived, names), reasons, time.process_time() - started)
 
 
+def beside_aimed(
+    first: Trained, plan: Plan, pictures: Pictures, parts: Mapping[str, Sequence[str]],
+    train: Callable[[Plan], Trained], figures: Callable[[Trained, Plan], Found],
+) -> tuple[Found, Found]:
+    """Figures of a network and of the one trained next, by the plan aimed at its failures.
+
+    parts: has `validation`, where failures are looked for, and `tried`, which is bent in the end.
+    """
+    plain = figures(first, plan)
+    plain["bent"] = bent_accuracy(first.network, plan, pictures, parts["tried"])
+    aimed = aimed_at_failures(first.network, plan, pictures, parts["validation"])
+    then = {**plain, "reasons": list(aimed.reasons),
+            "analysis_seconds": round(aimed.core_seconds, 1)}  # fmt: skip
+    if aimed.plan != plan:  # else the same plan, pictures and seed give the same network
+        second = train(aimed.plan)
+        bent = bent_accuracy(second.network, plan, pictures, parts["tried"])
+        then |= {**figures(second, aimed.plan), "bent": bent}
+    return plain, then
+
+
 def bent_accuracy(
     network: torch.nn.Module, plan: Plan, pictures: Pictures, images: Sequence[str]
 ) -> float:
