@@ -513,7 +513,7 @@ def bakeoff(entrants: Annotated[list[str], typer.Argument(
     common = _fields(plan_file, fields)
     plans = [_entrant(word, common) for word in entrants]
     _prefect()
-    _say_as_it_goes(not as_json)
+    _say_as_it_goes(not as_json, ends=True)
     from flows import bakeoff as contest
 
     done = contest.bakeoff(plans=plans)
@@ -546,7 +546,7 @@ def demo(images: Annotated[Path | None, typer.Option(
 
     story.prepare(fresh)
     _prefect()
-    _say_as_it_goes(True)
+    _say_as_it_goes(True, ends=True)
     story.play(images)
 
 
@@ -849,8 +849,11 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _say_as_it_goes(wanted: bool) -> None:
-    """Let the steps tell what they do, on standard error."""
+def _say_as_it_goes(wanted: bool, ends: bool = False) -> None:
+    """Let the steps tell what they do, on standard error; with `ends`, how each run ended, too.
+
+    Verbs that print the end themselves go without, or a terminal would show it twice.
+    """
     import logging
 
     epochs = logging.getLogger("vision")  # for the page alone: here there is a bar
@@ -864,6 +867,8 @@ def _say_as_it_goes(wanted: bool) -> None:
         handler = logging.StreamHandler()
         handler.setLevel(logging.INFO if wanted else logging.WARNING)
         handler.setFormatter(logging.Formatter("  %(message)s"))
+        if not ends:
+            handler.addFilter(lambda record: record.name != "regraft.ends")
         log.addHandler(handler)
 
 
