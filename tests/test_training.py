@@ -170,7 +170,8 @@ def closed(
         ({"recipe": "inherit"}, None, BadPlan, "no parent whose head could be kept"),
         ({"weights": "s3://weights/none.safetensors"}, None, BadCheckpoint,
          "weights=s3://weights/none.safetensors: the bucket has no such object; put it there"),
-        ({"weights": f"s3://{BROKEN}"}, None, BadCheckpoint, "not a readable safetensors file"),
+        ({"weights": f"s3://{BROKEN}"}, None, BadCheckpoint,
+         rf"^weights=s3://{BROKEN}: not a readable safetensors file \([^/]*\); put a sound one there"),
     ],
 )  # fmt: skip
 def test_training_that_cannot_succeed_closes_its_candidate(
