@@ -48,17 +48,21 @@ def state_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def services(state_dir: Path) -> embedded.Addresses:
     """Have the embedded Postgres and S3 running."""
-    return embedded.addresses(settings.load())
+    found = embedded.addresses(settings.load())
+    # Every DROP DATABASE is a checkpoint, and nothing here must outlive a power loss.
+    _administer(found, "ALTER SYSTEM SET fsync = off")
+    _administer(found, "SELECT pg_reload_conf()")
+    return found
 
 
 @pytest.fixture(scope="session")
 def prefect_server(services: embedded.Addresses) -> Iterator[str]:
     """Have a Prefect server running on the embedded Postgres, used by this process."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    import prefects
 
     address = embedded.addresses(settings.load(), prefect=True).prefect_api_url
     assert address is not None
-    with temporary_settings({PREFECT_API_URL: address}):
+    with prefects.used(address):
         os.environ["PREFECT_API_URL"] = address
         try:
             yield address
