@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -243,9 +243,7 @@ class Nights:
     third: Night
 
 
-def played(
-    services: Addresses, template: str, scratch: Path, images: int, plan: Plan = worlds.FIRST_PLAN
-) -> Nights:
+def played(services: Addresses, template: str, scratch: Path, images: int) -> Nights:
     """Begin with so many images of each class; the second night is the same for all worlds."""
     world = worlds.make(services, template)
     old, new = worlds.OLD_CLASSES, worlds.NEW_CLASS
@@ -253,7 +251,7 @@ def played(
         load_folder(nights.draw(scratch / "messy", old, nights.BENCHMARK_IMAGES, 1000), BENCHMARK)
         benchmark.freeze("a test", "a first benchmark")
         load_folder(nights.draw(scratch / "first", old, images), LABELLED)
-        first = observed(world, plan)
+        first = observed(world, worlds.FIRST_PLAN)
         load_folder(nights.draw(scratch / "grown", (new,), 6, seed=1000), BENCHMARK)
         benchmark.grow("a test", f"{new} is new")
         nights.more_images(scratch, (*old, new), seed=100)
@@ -285,9 +283,8 @@ def large(
     prefect_server: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Nights]:
-    """Nights that begin with three times as many, and learn those in as many steps."""
-    plan = replace(worlds.FIRST_PLAN, epochs=4)
-    found = played(services, template, tmp_path_factory.mktemp("large"), 3 * SMALL, plan)
+    """Nights that begin with three times as many."""
+    found = played(services, template, tmp_path_factory.mktemp("large"), 3 * SMALL)
     yield found
     worlds.drop(found.world)
 

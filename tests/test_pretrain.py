@@ -146,7 +146,7 @@ def test_the_first_night_starts_from_it_and_it_never_serves(pretrained: World) -
         plan = replace(worlds.SECOND_PLAN, epochs=10)
         first = nightly(plan=plan, limits=worlds.LIMITS, root=2)
         assert (first.state, first.version_id) == ("deployed", 3)
-        second = nightly(plan=replace(plan, epochs=1), limits=worlds.LIMITS, root=2)
+        second = nightly(plan=replace(plan, seed=1), limits=worlds.LIMITS, root=2)
         assert second.version_id == 4
         rows = world.ask("SELECT parent_id, parent_purpose FROM versions WHERE id > 2 ORDER BY id")
         assert rows == [(2, "pretrain"), (3, "nightly")]
@@ -156,7 +156,7 @@ def test_the_first_night_starts_from_it_and_it_never_serves(pretrained: World) -
         assert [(one.id, one.purpose) for one in line] == [
             (4, "nightly"), (3, "nightly"), (2, "pretrain"), (1, "pretrain")
         ]  # fmt: skip
-        assert [one.epochs for one in line] == [1, 10, 2, 2]
+        assert [one.epochs for one in line] == [10, 10, 2, 2]
         world.check()
         for version in (1, 2):
             with pytest.raises(DBAPIError, match="may not serve"):
