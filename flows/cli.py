@@ -63,7 +63,6 @@ Precision = Annotated[
     float, typer.Option(help="What its threshold shall reach: a share of answers that are right.",
                         min=0.001, max=1)
 ]  # fmt: skip
-
 OfVersion = Annotated[
     int | None, typer.Option("--version", help="Whose answers; by default the newest's.")
 ]
@@ -83,6 +82,11 @@ Pools = Annotated[
 From = Annotated[
     int | None, typer.Option("--from", help="A pretrained version to start from.")
 ]
+
+
+def _folder(written: str) -> Any:
+    """The option for a folder that a verb writes pictures or pages into; made when it is not."""
+    return typer.Option(help=written, metavar="FOLDER", file_okay=False)
 
 
 def main() -> None:
@@ -346,8 +350,8 @@ def _say_frozen(done: Frozenness, as_json: bool) -> None:
 
 @intake_app.command("show")
 def show_batch(batch: Annotated[int, typer.Argument(help="The batch's number.")],
-               docs: Annotated[Path | None, typer.Option(
-                   help="Write Great Expectations' Data Docs into this folder.")] = None,
+               docs: Annotated[Path | None, _folder(
+                   "Write Great Expectations' Data Docs into this folder.")] = None,
                as_json: Json = False) -> None:  # fmt: skip
     """Show what a batch brought, what was refused and why.
 
@@ -529,8 +533,9 @@ def bakeoff(entrants: Annotated[list[str], typer.Argument(
                 metavar="ARCH[@SIZE]…",
                 help="A timm architecture, or a JSON file of plan fields that are its own.")],
             plan_file: PlanFile = None, fields: Set = None,
-            pictures: Annotated[Path | None, typer.Option(
-                help="Write the plot into this folder, too.")] = None,
+            pictures: Annotated[Path | None, _folder(
+                "Write accuracy against training time, latency and size into this folder."
+            )] = None,
             as_json: Json = False) -> None:  # fmt: skip
     """Train several architectures on one snapshot: accuracy, training time, latency, size.
 
@@ -542,7 +547,7 @@ def bakeoff(entrants: Annotated[list[str], typer.Argument(
     common = _fields(plan_file, fields)
     plans = [_entrant(word, common) for word in entrants]
     _prefect()
-    _say_as_it_goes(not as_json)
+    _say_as_it_goes(not as_json, ends=True)
     from flows import bakeoff as contest
 
     done = contest.bakeoff(plans=plans)
@@ -554,10 +559,7 @@ def bakeoff(entrants: Annotated[list[str], typer.Argument(
     if pictures is not None and done.picture:
         from infra import storage
 
-        pictures.mkdir(parents=True, exist_ok=True)
-        (pictures / "bakeoff.png").write_bytes(storage.connect().read(done.picture))
-        if not as_json:
-            _say(f"wrote {pictures / 'bakeoff.png'}")
+        _write_picture(pictures / "bakeoff.png", storage.connect().read(done.picture))
     if done.picture is None:
         raise typer.Exit(1)
 
@@ -673,7 +675,7 @@ def demo(images: Annotated[Path | None, typer.Option(
 
     story.prepare(fresh)
     _prefect()
-    _say_as_it_goes(True)
+    _say_as_it_goes(True, ends=True)
     story.play(images)
 
 
@@ -1318,12 +1320,13 @@ def _became(row: Any) -> str:
 
 @app.command()
 def show(version: Annotated[int, typer.Argument(help="The version's number.")],
-         pictures: Annotated[Path | None, typer.Option(
-             help="Write Grad-CAM overlays, reliability, confusions and its night here.")] = None,
+         pictures: Annotated[Path | None, _folder(
+             "Write Grad-CAM overlays, reliability, confusions and its night into this folder."
+         )] = None,
          as_json: Json = False) -> None:  # fmt: skip
     """Show one version: plan, figures, the gate's checks, weakest classes, time of each step.
 
-    Example: regraft show 3 --pictures ./gradcam
+    Example: regraft show 3 --pictures ./version-3
     """
     from flows import screens
 
@@ -1332,24 +1335,22 @@ def show(version: Annotated[int, typer.Argument(help="The version's number.")],
     else:
         screens.show_version(version)
     if pictures is not None:
-        count = screens.write_pictures(version, pictures)
-        if not as_json:
-            _say(f"wrote {count} pictures into {pictures}")
+        _say(f"wrote {screens.write_pictures(version, pictures)} pictures into {pictures}")
 
 
 @app.command()
 def failures(version: Annotated[int, typer.Argument(help="The version's number.")],
              analyse: Annotated[bool, typer.Option(
                  help="Analyse it now, on up to 1,000 validation images.")] = False,
-             picture: Annotated[Path | None, typer.Option(
-                 help="Write accuracy over the strength of each transformation here, as PNG."
+             pictures: Annotated[Path | None, _folder(
+                 "Write accuracy over the strength of each transformation into this folder."
              )] = None,
              next_plan: Annotated[Path | None, typer.Option(
                  help="Write the version's plan, aimed at what it fails at, here as JSON.")] = None,
              as_json: Json = False) -> None:  # fmt: skip
     """Show what a version fails at: bent pictures, confusions, doubtful labels, the next plan.
 
-    Example: regraft failures 3 --picture failures.png --next-plan plan.json
+    Example: regraft failures 3 --pictures ./version-3 --next-plan plan.json
     """
     from flows import failures as found
 
@@ -1363,9 +1364,8 @@ def failures(version: Annotated[int, typer.Argument(help="The version's number."
         _print_json(found.facts(version))
     else:
         found.show(version)
-    if picture is not None:
-        picture.write_bytes(found.drawn(version))
-        _say(f"wrote {picture}")
+    if pictures is not None:
+        _write_picture(pictures / "failures.png", found.drawn(version))
     if next_plan is not None:
         next_plan.write_text(json.dumps(found.next_plan(version).to_dict(), indent=2) + "\n")
         _say(f"wrote {next_plan}: `regraft nightly --plan {next_plan}`")
@@ -1392,8 +1392,11 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _say_as_it_goes(wanted: bool) -> None:
-    """Let the steps tell what they do, on standard error."""
+def _say_as_it_goes(wanted: bool, ends: bool = False) -> None:
+    """Let the steps tell what they do, on standard error; with `ends`, how each run ended, too.
+
+    Verbs that print the end themselves go without, or a terminal would show it twice.
+    """
     import logging
 
     epochs = logging.getLogger("vision")  # for the page alone: here there is a bar
@@ -1407,6 +1410,8 @@ def _say_as_it_goes(wanted: bool) -> None:
         handler = logging.StreamHandler()
         handler.setLevel(logging.INFO if wanted else logging.WARNING)
         handler.setFormatter(logging.Formatter("  %(message)s"))
+        if not ends:
+            handler.addFilter(lambda record: record.name != "regraft.ends")
         log.addHandler(handler)
 
 
@@ -1442,6 +1447,12 @@ def _literally(rows: Iterable[Iterable[str]]) -> Iterable[Iterable[str]]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
+
+
+def _write_picture(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    _say(f"wrote {path}")
 
 
 def _some(lines: Iterable[str], what: str) -> None:

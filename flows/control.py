@@ -77,10 +77,12 @@ def _compared(begun: Beginning, plan: Plan, parent: int | None) -> Compared:
             evaluate(run.run_id, version, champion)
         start = f"from version {parent}" if parent else start_of(plan)
         worth = compare(run.run_id, version, champion, start)
-        state = "skipped" if known else "compared"
-        run.end(state, f"nothing new: {worth.sentence}" if known else worth.sentence, version)
+        if known:
+            ended = run.end("skipped", f"nothing new: {worth.sentence}", version)
+        else:
+            ended = run.end("compared", worth.sentence, version)
     _publish(worth)
-    return Compared(state, worth.sentence, run.run_id, version, worth)
+    return Compared(ended.state, ended.reason, run.run_id, version, worth)
 
 
 def _publish(worth: Worth) -> None:

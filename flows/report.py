@@ -33,7 +33,8 @@ from records.deployments import VerdictRow
 from records.evaluations import EvaluationRow
 from tasks.progress import courtesy
 
-log = logging.getLogger("regraft")
+# How runs end, apart from the steps: the verb that began one prints its end by itself.
+ends = logging.getLogger("regraft.ends")
 
 MOST_CLASSES = 15  # classes named in one list; the rest is counted
 # A class with this share of the cutoff is near it.
@@ -79,7 +80,7 @@ def publish(
     purpose: str, run_id: int, state: str, reason: str, version_id: int | None
 ) -> None:
     """Keep the pictures of the run; put checks and report on the Prefect page of the run."""
-    log.info("%s: %s", state, reason)
+    ends.info("%s: %s", state, reason)
     if version_id is not None:
         timeline.keep(version_id)
         diagrams.keep(version_id)

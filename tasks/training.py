@@ -138,17 +138,16 @@ def _start(
                 f"recipe={plan.recipe!r}: it freezes the backbone, and without a parent or weights "
                 "that is a random one; name weights, or train the first version with recipe='all'"
             )
-        local = dataclasses.replace(plan, weights=_local_weights(plan.weights))
-        network = networks.build(local, class_names)
+        network = networks.build(plan, class_names, _fetched(plan.weights))
         kept = []
     return network, {"kept_classes": kept, "start": fingerprint(network.state_dict())}
 
 
-def _local_weights(weights: str | None) -> str | None:
-    """A weights file on this machine: `s3://KEY` is fetched from our own bucket."""
+def _fetched(weights: str | None) -> Path | None:
+    """The local copy of weights at `s3://KEY` in our own bucket; None for any others."""
     if weights is None or not weights.startswith("s3://"):
-        return weights
-    return str(checkpoints.fetch_weights(weights.removeprefix("s3://")))
+        return None
+    return checkpoints.fetch_weights(weights.removeprefix("s3://"))
 
 
 def _fit(

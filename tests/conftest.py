@@ -7,16 +7,18 @@ import os
 # Before anything loads a numeric library: tests share few cores, and one thread repeats itself.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
 import pytest
 from psycopg2 import sql
 from sqlalchemy.engine import make_url
+from typer.testing import CliRunner
 
 import infra.database
 import infra.storage
@@ -46,17 +48,21 @@ def state_dir() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def services(state_dir: Path) -> embedded.Addresses:
     """Have the embedded Postgres and S3 running."""
-    return embedded.addresses(settings.load())
+    found = embedded.addresses(settings.load())
+    # Every DROP DATABASE is a checkpoint, and nothing here must outlive a power loss.
+    _administer(found, "ALTER SYSTEM SET fsync = off")
+    _administer(found, "SELECT pg_reload_conf()")
+    return found
 
 
 @pytest.fixture(scope="session")
 def prefect_server(services: embedded.Addresses) -> Iterator[str]:
     """Have a Prefect server running on the embedded Postgres, used by this process."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    import prefects
 
     address = embedded.addresses(settings.load(), prefect=True).prefect_api_url
     assert address is not None
-    with temporary_settings({PREFECT_API_URL: address}):
+    with prefects.used(address):
         os.environ["PREFECT_API_URL"] = address
         try:
             yield address
@@ -151,3 +157,19 @@ def storage(services: embedded.Addresses, monkeypatch: pytest.MonkeyPatch) -> It
     finally:
         infra.storage.connect.cache_clear()
         empty_and_delete(storage)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Call a verb and have all that a terminal shows of it, standard error included."""
+    from flows.cli import app
+
+    # the handler that the first verb of this process added writes where that one's terminal was
+    monkeypatch.setattr(logging.getLogger("regraft"), "handlers", [])
+
+    def shown(*words: str) -> str:
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return shown

@@ -1,13 +1,16 @@
 """The command line: help, exit codes, JSON, one-line errors, and light starts."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from flows.cli import app
 from infra.database import Database
@@ -47,6 +50,25 @@ def test_each_verb_has_help_with_an_example(verb: tuple[str, ...]) -> None:
         command = command.commands[name]  # type: ignore[attr-defined]
     assert command.help is not None
     assert f"Example: regraft {' '.join(verb)}" in command.help
+
+
+def test_verbs_that_write_pictures_are_alike(tmp_path: Path) -> None:
+    """All take `--pictures FOLDER`, show it in their example, and refuse a file."""
+    found = {}
+    for verb in verbs():
+        command = get_command(app)
+        for name in verb:
+            command = command.commands[name]  # type: ignore[attr-defined]
+        for option in command.params:
+            if str(option.name).startswith("picture"):
+                found[verb] = option
+                assert re.search(r"Example: regraft .* --pictures \./", command.help or "")
+    assert set(found) == {("bakeoff",), ("failures",), ("show",)}
+    assert {(*one.opts, one.metavar) for one in found.values()} == {("--pictures", "FOLDER")}
+    (tmp_path / "a.png").touch()
+    done = CliRunner().invoke(app, ["failures", "3", "--pictures", str(tmp_path / "a.png")])
+    assert done.exit_code == 2
+    assert "is a file" in done.output
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The control run: the champion's images learned afresh, compared, and never deployed by itself."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,8 +20,13 @@ def story(services: Addresses, template: str, prefect_server: str) -> Story:
     return worlds.story(services, template)
 
 
-def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
-    """As the lineage began, on today's images; compared on benchmark and test; nothing deployed."""
+def test_a_control_learns_the_champions_snapshot_afresh(
+    story: Story, terminal: Callable[..., str]
+) -> None:
+    """As the lineage began, on today's images; compared on benchmark and test; nothing deployed.
+
+    Asked again, the verb tells the same once, and trains nothing.
+    """
     with worlds.twin(story.done) as world:
         log = world.ask("SELECT * FROM deployments ORDER BY id")
         done = control()
@@ -64,9 +70,10 @@ def test_a_control_learns_the_champions_snapshot_afresh(story: Story) -> None:
         assert "Their plans differ in recipe" in text
         world.check()
 
-        again = control()
-        assert (again.state, again.version_id) == ("skipped", 3)
-        assert again.worth == worth
+        shown = terminal("control")
+        assert shown.count(f"nothing new: {worth.sentence}") == 1, shown
+        assert "Their plans differ in recipe" in shown
+        assert world.ask("SELECT state, version_id FROM runs WHERE id = 4") == [("skipped", 3)]
         assert world.ask("SELECT count(*) FROM run_steps WHERE name = 'train' AND run_id = 4") == [
             (0,)
         ]

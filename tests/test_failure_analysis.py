@@ -114,14 +114,14 @@ def test_what_was_found_is_shown(
     assert "4 classes have too few validation images" in shown
     assert "The next plan" in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
-    picture, plan = tmp_path / "failures.png", tmp_path / "plan.json"
-    words = ["failures", "2", "--json", "--picture", str(picture), "--next-plan", str(plan)]
+    folder, plan = tmp_path / "new" / "folder", tmp_path / "plan.json"
+    words = ["failures", "2", "--json", "--pictures", str(folder), "--next-plan", str(plan)]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["analysis"]["images"] == validation_images(analysed)
     assert {one["subject"] for one in facts["doubts"]} <= {"validation", "test", "batch"}
-    with Image.open(picture) as drawn:
+    with Image.open(folder / "failures.png") as drawn:
         assert drawn.format == "PNG"
     kept = Plan.from_dict(json.loads(plan.read_text()))
     assert kept.epochs == worlds.SECOND_PLAN.epochs

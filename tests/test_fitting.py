@@ -469,9 +469,15 @@ def test_a_cpu_without_memory_splits_the_batch_too(tmp_path: Path) -> None:
 
 
 def test_no_memory_at_all_is_said_in_one_line(tmp_path: Path) -> None:
-    """Where not even a few pictures fit, the mend is named instead of an endless halving."""
-    with pytest.raises(TooLarge, match="image_size"):
-        fit(Narrow(build(PLAN, NAMES), 0), PLAN, TRAIN, VALIDATION, tmp_path, "cpu")
+    """Where not even a few pictures fit, the mend is named instead of an endless halving.
+
+    Four are the fewest that halves of a batch of eight may have while they make its statistics.
+    """
+    for mode, fewest in (("train", 4), ("eval", 1)):
+        plan = replace(PLAN, batch_norm=mode)  # type: ignore[arg-type]
+        said = f"not even {fewest} at a time .* use a smaller image_size or architecture"
+        with pytest.raises(TooLarge, match=said):
+            fit(Narrow(build(plan, NAMES), 0), plan, TRAIN, VALIDATION, tmp_path, "cpu")
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:

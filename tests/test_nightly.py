@@ -1,6 +1,8 @@
 """Whole nights on a tiny library, from the first to those that must change nothing."""
 
+import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,19 +131,24 @@ def test_a_night_leaves_its_figures(story: Story) -> None:
     assert reason
 
 
-def test_nothing_new_is_skipped_at_the_cost_of_the_listing(story: Story) -> None:
-    """A night that finds nothing new says so and reads not one object."""
+def test_nothing_new_is_skipped_at_the_cost_of_the_listing(
+    story: Story, terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    """A night that finds nothing new says so once and reads not one object."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(worlds.SECOND_PLAN.to_dict()))
     with worlds.rows_of(story.done) as world, worlds.inside(world):
         before = kept(world)
         read: list[str] = []
         events = storage_module.connect()._client.meta.events
         events.register("before-send.s3.GetObject", lambda request, **_: read.append(request.url))
-        outcome = nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS)
-        assert outcome.state == "skipped"
-        assert "nothing new: version 2, trained by this plan" in outcome.reason
-        assert last_run(world) == ("skipped", f"skipped: {outcome.reason}")
+        shown = terminal("nightly", "--plan", str(plan))
+        assert shown.count("skipped: nothing new: version 2, trained by this plan") == 1, shown
+        state, reason = last_run(world)
+        assert state == "skipped"
+        assert f"{reason}\n" in shown
         assert read == []
-        assert steps(world, outcome.run_id) == ["list", "settle", "snapshot"]
+        assert steps(world, 3) == ["list", "settle", "snapshot"]
         assert kept(world) == before
         world.check()
 

@@ -1,6 +1,7 @@
 """Pretraining: stages of their own classes, each from the one before, and a root for nights."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,12 +98,21 @@ def test_a_stage_starts_from_the_weights_before_it(pretrained: World) -> None:
             assert torch.allclose(tensor, theirs[key], atol=1e-6), key
 
 
-def test_a_finished_pretraining_is_not_done_again(pretrained: World) -> None:
-    """Asked once more it finds both versions and trains nothing."""
+def test_a_finished_pretraining_is_not_done_again(
+    pretrained: World, terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    """Asked once more it finds both versions, says so once of each, and trains nothing."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(PLAN.to_dict()))
     with worlds.rows_of(pretrained) as world, worlds.inside(world):
         before = world.ask("SELECT * FROM versions ORDER BY id")
-        outcomes = pretrain(sets=STAGES, plan=PLAN)
-        assert [(one.state, one.version_id) for one in outcomes] == [("skipped", 1), ("skipped", 2)]
+        shown = terminal("pretrain", *(f"s3://{one}" for one in STAGES), "--plan", str(plan))
+        for version, prefix in enumerate(STAGES, start=1):
+            told = f"skipped: version {version} knows s3://{prefix} already"
+            assert shown.count(told) == 1, shown
+        assert shown.endswith("start from it: regraft nightly --from 2\n")
+        ended = world.ask("SELECT state, version_id FROM runs WHERE id > 2 ORDER BY id")
+        assert ended == [("skipped", 1), ("skipped", 2)]
         assert world.ask("SELECT * FROM versions ORDER BY id") == before
         steps = {name for (name,) in world.ask("SELECT name FROM run_steps WHERE run_id > 2")}
         assert steps == {"read set", "snapshot"}

@@ -1,9 +1,11 @@
 """The training step: by class name, once, resumable, and closed when it cannot succeed."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ import worlds
 from worlds import BROKEN, Story, World
 
 from infra.embedded import Addresses
-from records import runs, versions
-from tasks import checkpoints
-from tasks.snapshot import freeze_snapshot
+from records import objects, runs, versions
+from tasks import checkpoints, pixels
+from tasks.pixels import Sources
+from tasks.snapshot import freeze_snapshot, read
 from tasks.training import HOPELESS, train_version, write_candidate
 from vision import network as networks
-from vision.fitting import Diverged
+from vision.fitting import CPU_WITHOUT_MEMORY, Diverged
 from vision.network import BadCheckpoint
 from vision.plan import BadPlan, Plan
 
@@ -170,7 +173,8 @@ def closed(
         ({"recipe": "inherit"}, None, BadPlan, "no parent whose head could be kept"),
         ({"weights": "s3://weights/none.safetensors"}, None, BadCheckpoint,
          "weights=s3://weights/none.safetensors: the bucket has no such object; put it there"),
-        ({"weights": f"s3://{BROKEN}"}, None, BadCheckpoint, "not a readable safetensors file"),
+        ({"weights": f"s3://{BROKEN}"}, None, BadCheckpoint,
+         rf"^weights=s3://{BROKEN}: not a readable safetensors file \([^/]*\); put a sound one "),
     ],
 )  # fmt: skip
 def test_training_that_cannot_succeed_closes_its_candidate(
@@ -182,6 +186,66 @@ def test_training_that_cannot_succeed_closes_its_candidate(
         raised = closed(world, run_id, snapshot, plan, parent)
         assert type(raised) is error
         assert re.search(reason, str(raised))
+        world.check()
+
+
+def train_in_little_memory(
+    run_id: int, candidates: tuple[int, int, int], plan: Plan, sources: Sources
+) -> None:
+    """Train the first with all the memory there is, the others with 300 MB more than it took.
+
+    Whatever else would want memory of its own is there before: code, connections, pixels.
+    """
+    import resource  # there is none on Windows
+
+    first, *others = candidates
+    train_version.fn(run_id, first)
+    pixels.opened(plan.geometry, sources)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    bound = pages * resource.getpagesize() + 300 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    for candidate in others:
+        train_version.fn(run_id, candidate)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_training_that_finds_no_memory_closes_its_candidate(story: Story) -> None:
+    """Parts of one picture are tried, then the mend is named; with it, the same memory suffices."""
+    fits = replace(worlds.SECOND_PLAN, recipe="scratch", epochs=1, batch_size=2, batch_norm="eval",
+                   most=12)  # fmt: skip
+    large = replace(fits, image_size=1024)
+    with after_two_nights(story) as (world, run_id, _):
+        # two classes, so that the pixels take 100 MB and one picture's activations much more
+        world.act(
+            "UPDATE images SET withdrawn_at = now() WHERE class_id IN "
+            "(SELECT id FROM classes WHERE name IN ('circle', 'square'))"
+        )
+        snapshot = freeze_snapshot.fn(run_id, fits)
+        candidates = tuple(
+            write_candidate.fn(run_id, "control", snapshot, plan, None)
+            for plan in (replace(fits, seed=1), fits, large)
+        )
+        with world.transaction() as session:
+            images = [one for split in read(snapshot).images.values() for one in split]
+            sources = objects.sources(session, images)
+        child = worlds.begin(
+            world, "test_training", "train_in_little_memory",
+            run_id=run_id, candidates=candidates, plan=large, sources=sources,
+        )  # fmt: skip
+        child.join(120)
+        assert child.exitcode == 1
+        with world.transaction() as session:
+            *fitting, closed_one = [versions.get(session, one) for one in candidates]
+        assert [one.state for one in fitting] == ["trained", "trained"]
+        assert (closed_one.state, closed_one.checkpoint_digest) == ("failed", None)
+        assert re.fullmatch(
+            r"images of 1024 px do not fit into the memory, not even 1 at a time "
+            rf"\(.*({'|'.join(map(re.escape, CPU_WITHOUT_MEMORY))}).*\): "
+            "use a smaller image_size or architecture", closed_one.reason or "",
+        ), closed_one.reason  # fmt: skip
+        assert list((world.folder / "training").iterdir()) == []
+        again = write_candidate.fn(run_id, "control", snapshot, large, None)
+        assert again not in candidates
         world.check()
 
 

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import nights
 import pictures
+import prefects
 import psycopg2
 from psycopg2 import sql
 from sqlalchemy import text
@@ -237,6 +239,8 @@ class Story:
 @functools.cache
 def story(services: Addresses, template: str) -> Story:
     """Play two undisturbed nights, once for all tests; wants a Prefect server."""
+    _processes()
+    forkserver.ensure_running()  # its imports run beside the nights
     fresh = make(services, template)
     with tempfile.TemporaryDirectory() as scratch, inside(fresh):
         nights.tiny_library(Path(scratch), OLD_CLASSES)
@@ -274,7 +278,7 @@ def begin_night(
 
 
 def begin(world: World, module: str, flow: str, **parameters: Any) -> ForkServerProcess:
-    """Start a flow, by its names, in a process of its own."""
+    """Start a flow or a function of a test, by its names, in a process of its own."""
     environment = world.environment() | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
     process = _processes().Process(target=_play, args=(environment, module, flow, parameters))
     process.start()
@@ -296,10 +300,8 @@ def _live(
 
 
 def _play(environment: dict[str, str], module: str, flow: str, parameters: dict[str, Any]) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     os.environ.update(environment)
-    with temporary_settings({PREFECT_API_URL: environment["PREFECT_API_URL"]}):
+    with prefects.used(environment["PREFECT_API_URL"]):
         getattr(importlib.import_module(module), flow)(**parameters)
 
 

@@ -795,12 +795,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _halve(setting: Setting, count: int, reason: str) -> None:
-    smaller = min(setting.micro_batch or count, count) // 2
+    tried = min(setting.micro_batch or count, count)
+    smaller = tried // 2
     # one picture has no batch statistics, and three in parts of two would leave one
     least = 1 if setting.plan.batch_norm == "eval" else 3
     if smaller < least:
-        raise TooLarge(f"not even {2 * smaller} images of {setting.plan.image_size} px fit into "
-                       f"the memory ({reason}): use a smaller image_size or architecture")
+        raise TooLarge(f"images of {setting.plan.image_size} px do not fit into the memory, not "
+                       f"even {tried} at a time ({reason}): use a smaller image_size or "
+                       "architecture")
     setting.micro_batch = smaller
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()

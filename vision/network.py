@@ -60,9 +60,10 @@ class Loaded:
     plan: Plan
 
 
-def build(plan: Plan, class_names: Sequence[str]) -> nn.Module:
+def build(plan: Plan, class_names: Sequence[str], weights: Path | None = None) -> nn.Module:
     """Create the plan's network with a fresh head, started from `plan.weights` if it names some.
 
+    weights: the file on this machine that holds those, where `plan.weights` is no path of its own.
     The random start is a function of `plan.seed`. Raises `BadPlan` for an architecture or an
     argument that timm does not know and for what needs a parent, `BadCheckpoint` for weights that
     do not fit.
@@ -75,12 +76,11 @@ def build(plan: Plan, class_names: Sequence[str]) -> nn.Module:
                       "weights could be changed; leave both out of the first version's plan")
     network = _create(plan, class_names, pretrained=plan.weights == "hub")
     if plan.weights is not None and plan.weights != "hub":
-        path = Path(plan.weights)
         try:
-            tensors = safetensors.torch.load_file(path)
+            tensors = safetensors.torch.load_file(weights or plan.weights)
         except (OSError, SafetensorError) as error:
             raise BadCheckpoint(f"weights={plan.weights}: not a readable safetensors file "
-                                f"({error}); give another path") from None
+                                f"({error}); put a sound one there, or name another") from None
         _load_backbone(network, tensors, f"weights={plan.weights}")
     return network
 
