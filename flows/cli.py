@@ -21,6 +21,7 @@ import typer
 # Everything else is imported by the verb that needs it: `regraft versions` must not wait for
 # torch, Prefect or Great Expectations.
 if TYPE_CHECKING:
+    from records.classes import NameRow
     from records.labels import Done, Wish
     from tasks.benchmark import Frozenness
     from tasks.labelling import Advance, Followed
@@ -910,21 +911,25 @@ def list_classes(cutoff: Annotated[int, typer.Option(
         _say("there are no classes yet: `regraft load FOLDER`, then `regraft nightly`")
         return
     _table(
-        ["class", "images", "mined", "lacks", "came by", "by", "when", "why"],
+        ["class", "images", "mined", "lacks", "what became of it"],
         (
             (
                 _plain_text(row.name),
-                f"→ {_plain_text(row.became)}" if row.became else str(row.usable),
-                "" if row.became else str(row.mined),
-                "" if row.became else str(max(0, cutoff - row.usable) or ""),
-                row.act,
-                _plain_text(row.by or ""),
-                f"{row.at:%Y-%m-%d %H:%M}",
-                _plain_text(row.why or ""),
+                *(("", "", "") if row.became else
+                  (f"{row.usable:,}", f"{row.mined:,}", f"{max(0, cutoff - row.usable) or ''}")),
+                _plain_text(_became_so(row)),
             )
             for row in rows
         ),
-    )
+    )  # fmt: skip
+
+
+def _became_so(row: NameRow) -> str:
+    """How a name came to be, or to be another's, in words."""
+    acts = {"intake": "taken in", "make": "made", "rename": "renamed", "merge": "merged"}
+    by, why = (f" by {row.by}" if row.by else ""), (f": {row.why}" if row.why else "")
+    now = f"now {row.became!r}, " if row.became else ""
+    return f"{now}{acts[row.act]} on {row.at:%Y-%m-%d}{by}{why}"
 
 
 @class_app.command("log")

@@ -301,6 +301,9 @@ def split(
     old = normalised(name)
     number = _living(session, old)
     meant, missing = resolve(session, parts.values(), new_classes)
+    for label in parts.values():
+        if meant[label] == old != normalised(label):
+            raise BadClass(f"{label!r} is called {old!r} today: a part needs a name of its own")
     _refuse_strangers(session, old, {sha256: meant[label] for sha256, label in parts.items()})
     for one in missing:
         make(session, one, by, why)

@@ -344,7 +344,8 @@ def _pictures(session: Session, wishes: Sequence[Wish]) -> list[str]:
     by: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
     for place, how, sha256 in rows:
         by[place, how].add(sha256)
-    found, problems = [], []
+    found: list[str] = []
+    problems = []
     for place, one in enumerate(wishes):
         images, keyed = by[place, "image"], by[place, "key"] or by[place, "trash"]
         meant = images if one.image else keyed
@@ -449,7 +450,7 @@ def _offers(session: Session, digests: list[str], wishes: Sequence[Wish]) -> lis
         },
     ).all()
     _refuse(
-        f"{one.where} was offered as {one.offered!r}, which is no class: mend that, or leave it out"
+        f"{one.where} was offered as {one.offered[:60]!r}, which is no class: mend it, or omit it"
         for one, row in zip(wishes, rows, strict=True)
         if one.offered and not row.known
     )
