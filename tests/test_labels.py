@@ -734,14 +734,13 @@ def test_what_find_prints_is_what_the_verbs_read(
     assert [one.class_name for one in acts(database)].count("=okapi") == 1
     assert all(one.offered == one.class_name == one.predicted for one in acts(database))
     code, whole, _ = regraft("find", "--json")
-    for verb, given, says in (
-        (("label",), whole, "labelled 0 images; 12 already were\n"),
-        (("label", "cross"), whole, "labelled 12 images\n"),
-        (("dismiss",), csv, "dismissed 12 images\n"),
-        (("remove",), csv, "removed 12 objects\n"),
-        (("restore",), csv, "restored 12 objects\n"),
-    ):
-        assert regraft(*verb, *words[:4], given=given.encode())[1] == says
+    as_csv, as_json = (labelling.read("-", body.encode()) for body in (csv, whole))
+    assert labelling.label(as_json, "Ann")[0].already == 12
+    cross = labelling.read("found.json", whole.encode(), "cross")
+    for verb, wishes in (("label", cross), ("dismiss", as_csv), ("remove", as_json),
+                         ("restore", as_csv)):  # fmt: skip
+        done, followed = getattr(labelling, verb)(wishes, "Ann")
+        assert (done.changed, done.already, followed.waiting) == (12, 0, ())
     offered = [(one.offered, one.predicted) for one in acts(database) if one.act == "dismiss"]
     assert sorted(offered) == [("=okapi", "=okapi"), *[("ring", "ring")] * 11]
 
