@@ -641,6 +641,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("long.csv", f"sha256,label\n{DIGEST},{'x' * 300}\n".encode(), "300 bytes: 255 are the most"),
     ("list.jsonl", b'{"sha256": ["a"], "label": "ring"}\n', "sha256 is ['a'], which is no text"),
     ("version.csv", f"sha256,label,version\n{DIGEST},ring,v7\n".encode(), "'v7' is no number"),
+    ("version.csv", f"sha256,label,version\n{DIGEST},ring,{'9' * 19}\n".encode(), "is no number"),
 ]  # fmt: skip
 
 
