@@ -11,7 +11,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,9 +21,10 @@ import typer
 # Everything else is imported by the verb that needs it: `regraft versions` must not wait for
 # torch, Prefect or Great Expectations.
 if TYPE_CHECKING:
+    from records.classes import NameRow
     from records.labels import Done, Wish
     from tasks.benchmark import Frozenness
-    from tasks.labelling import Followed
+    from tasks.labelling import Advance, Followed
     from tasks.promotion import Decision
     from vision.plan import Plan
 
@@ -49,8 +50,10 @@ app.add_typer(class_app, name="class")
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
 By = Annotated[
-    str, typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser)
-]
+    str,
+    typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser,
+                 show_default="your user name"),
+]  # fmt: skip
 Why = Annotated[str, typer.Option(help="Why; it is kept.")]
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", help="A JSON file with fields of the plan.", exists=True)
@@ -744,7 +747,7 @@ def _prefect() -> None:
 
 Images = Annotated[
     list[str] | None,
-    typer.Argument(help="Digests (8 characters or more) or keys of pool images."),
+    typer.Argument(metavar="IMAGE", help="Digest (8 characters or more) or key of a pool's image."),
 ]
 File = Annotated[
     Path | None,
@@ -759,64 +762,76 @@ Reason = Annotated[str | None, typer.Option("--why", help="Why; it is kept.")]
 
 @app.command()
 def label(name: Annotated[str | None, typer.Argument(
-              metavar="[CLASS]", help="What they are; without it, the file's column label says.")
-              ] = None,
+              metavar="CLASS", help="What they are; without it, the file says.")] = None,
           images: Images = None, file: File = None, new_class: NewClass = None,
           *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
-    """Label images of a pool: they come into the library with the next intake, and only train.
+    """Label images of a pool: the next intake takes them in, to train on.
 
-    All or nothing. A class that is new is asked for once, or allowed by --new-class. What was
-    labelled so before is left alone; another label takes the place of the one before it.
+    All or nothing. What was labelled so before is left alone; another label takes the place of the
+    one before it. A class that is new is asked for, or allowed by --new-class. A file says what
+    they are in its column label, or else in class_name, as what `find` has shown them: delete the
+    rows that are wrong.
 
-    Example: regraft label okapi 3fa9c1d2 s3://pools/gate/7.jpg --by Ann; regraft label --from
-    found.csv --by Ann
+    Example: regraft label okapi 3fa9c1d2 s3://pools/gate/7.jpg --by Ann
+
+    Example: regraft label --from found.csv --by Ann
     """
     from records.classes import UnknownClass
     from tasks import labelling
 
-    wishes = _wishes(images, file, name, labelled=True)
+    wishes = _wishes(images, file, label=name)
     allowed = list(new_class or ())
+
+    def do(advance: Advance) -> tuple[Done, Followed]:
+        return labelling.label(wishes, by, allowed, why, advance)
+
     try:
-        done, followed = labelling.label(wishes, by, allowed, why)
+        _act("labelled", "image", do, as_json)
     except UnknownClass as error:
         if not (sys.stdin.isatty() and sys.stderr.isatty()) or str(file) == "-":
             raise
         _say(str(error).partition(":")[0] + ".")
-        made = ", ".join(error.names)
-        typer.confirm(f"Make {made}?", abort=True, err=True)
-        done, followed = labelling.label(wishes, by, [*allowed, *error.names], why)
-    _acted("labelled", "image", done, followed, as_json)
+        typer.confirm(f"Make {', '.join(error.names)}?", abort=True, err=True)
+        allowed += error.names
+        _act("labelled", "image", do, as_json)
 
 
 @app.command()
 def dismiss(images: Images = None, file: File = None,
+            class_name: Annotated[str | None, typer.Option(
+                "--class", help="What they were offered as and are not; by default what the file "
+                                "says, or the version predicted.")] = None,
             unknown: Annotated[bool, typer.Option(
-                help="Nobody can name them: a later version may.")] = False,
+                "--unknown", help="Nobody can name them: a later version may.")] = False,
             *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
-    """Say that answers are wrong, or take labels back: such images are not offered again.
+    """Say that images are not what they were offered as.
 
-    What had come into the library by such a label is withdrawn with the next intake.
+    They are not offered as that again. A label of theirs is taken back, and what had come into
+    the library by it is withdrawn with the next intake.
 
-    Example: regraft dismiss 3fa9c1d2 --by Ann
+    Example: regraft dismiss 3fa9c1d2 --class okapi --by Ann
     """
     from tasks import labelling
 
-    wishes = _wishes(images, file, None, labelled=False)
-    done, followed = labelling.dismiss(wishes, by, unknown, why)
-    _acted("marked unknown" if unknown else "dismissed", "image", done, followed, as_json)
+    wishes = _wishes(images, file, offered=class_name)
+    _act("marked unknown" if unknown else "dismissed", "image",
+         lambda advance: labelling.dismiss(wishes, by, unknown, why, advance), as_json)  # fmt: skip
 
 
 @app.command()
 def remove(images: Images = None, file: File = None,
            *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
-    """Move objects of a pool to the trash: by key one, by digest all copies; `restore` undoes it.
+    """Move objects of a pool to the trash; `restore` undoes it.
+
+    By key one object, by digest all copies, by a file with both those of its keys.
 
     Example: regraft remove --from junk.csv --by Ann --why "blank frames"
     """
     from tasks import labelling
 
-    done, followed = labelling.remove(_wishes(images, file, None, labelled=False), by, why)
-    _acted("removed", "object", done, followed, as_json)
+    wishes = _wishes(images, file)
+    _act("removed", "object",
+         lambda advance: labelling.remove(wishes, by, why, advance), as_json)  # fmt: skip
 
 
 @app.command()
@@ -824,36 +839,47 @@ def restore(images: Images = None, file: File = None,
             *, by: By, why: Reason = None, as_json: Json = False) -> None:  # fmt: skip
     """Bring removed objects back to where they were.
 
-    Example: regraft restore s3://pools/gate/7.jpg --by Ann
+    The file that removed them brings them back.
+
+    Example: regraft restore --from junk.csv --by Ann
     """
     from tasks import labelling
 
-    done, followed = labelling.restore(_wishes(images, file, None, labelled=False), by, why)
-    _acted("restored", "object", done, followed, as_json)
+    wishes = _wishes(images, file)
+    _act("restored", "object",
+         lambda advance: labelling.restore(wishes, by, why, advance), as_json)  # fmt: skip
 
 
 def _wishes(
-    images: list[str] | None, file: Path | None, name: str | None, labelled: bool
-) -> list[Wish]:
+    images: list[str] | None, file: Path | None, label: str | None = None,
+    offered: str | None = None,
+) -> list[Wish]:  # fmt: skip
     from tasks import labelling
 
     if (file is None) == (not images):
         raise typer.BadParameter("name images, or a file by --from: one of the two")
     if file is None:
-        return labelling.named(images or (), name)
+        return labelling.named(images or (), label, offered)
     if str(file) != "-" and not file.is_file():
         raise typer.BadParameter(f"{file} is not a file")
     body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    return labelling.read(str(file), body, name, labelled)
+    return labelling.read(str(file), body, label, offered)
 
 
-def _acted(did: str, what: str, done: Done, followed: Followed, as_json: bool) -> None:
+def _act(
+    did: str, what: str, do: Callable[[Advance], tuple[Done, Followed]], as_json: bool
+) -> None:
+    """Do it, with a bar where it takes long, and tell what came of it."""
+    from tasks.bar import late_bar
+
+    with late_bar(did) as advance:
+        done, followed = do(advance)
     if as_json:
         _print_json(dataclasses.asdict(done) | {"waiting": followed.waiting})
     else:
-        said = f"{did} {done.changed} {what}{'' if done.changed == 1 else 's'}"
-        before = f", {done.already} so before" if done.already else ""
-        twice = f", {done.repeated} said more than once" if done.repeated else ""
+        said = f"{did} {done.changed:,} {what}{'' if done.changed == 1 else 's'}"
+        before = f"; {done.already:,} already were" if done.already else ""
+        twice = f"; {done.repeated:,} named more than once" if done.repeated else ""
         typer.echo(f"{said}{before}{twice}")
         for name in done.made:
             _say(f"class {name!r} is new: it trains once it has enough images")
@@ -869,7 +895,9 @@ def _acted(did: str, what: str, done: Done, followed: Followed, as_json: bool) -
 def list_classes(cutoff: Annotated[int, typer.Option(
                      help="Fewest usable images that a class needs to be trained.")] = 40,
                  as_json: Json = False) -> None:  # fmt: skip
-    """List the classes, what each lacks to be trained, and names that became another's.
+    """List the classes, and what each lacks to be trained.
+
+    Names that became another class's are listed, too.
 
     Example: regraft class list --cutoff 40
     """
@@ -885,21 +913,25 @@ def list_classes(cutoff: Annotated[int, typer.Option(
         _say("there are no classes yet: `regraft load FOLDER`, then `regraft nightly`")
         return
     _table(
-        ["class", "images", "mined", "lacks", "came by", "by", "when", "why"],
+        ["class", "images", "mined", "lacks", "what became of it"],
         (
             (
                 _plain_text(row.name),
-                f"→ {_plain_text(row.became)}" if row.became else str(row.usable),
-                "" if row.became else str(row.mined),
-                "" if row.became else str(max(0, cutoff - row.usable) or ""),
-                row.act,
-                _plain_text(row.by or ""),
-                f"{row.at:%Y-%m-%d %H:%M}",
-                _plain_text(row.why or ""),
+                *(("", "", "") if row.became else
+                  (f"{row.usable:,}", f"{row.mined:,}", f"{max(0, cutoff - row.usable) or ''}")),
+                _plain_text(_became_so(row)),
             )
             for row in rows
         ),
-    )
+    )  # fmt: skip
+
+
+def _became_so(row: NameRow) -> str:
+    """How a name came to be, or to be another's, in words."""
+    acts = {"intake": "taken in", "make": "made", "rename": "renamed", "merge": "merged"}
+    by, why = (f" by {row.by}" if row.by else ""), (f": {row.why}" if row.why else "")
+    now = f"now {row.became!r}, " if row.became else ""
+    return f"{now}{acts[row.act]} on {row.at:%Y-%m-%d}{by}{why}"
 
 
 @class_app.command("log")
@@ -934,7 +966,9 @@ def log_of_classes(most: Annotated[int, typer.Option(help="How many, the newest 
 def rename_class(name: Annotated[str, typer.Argument(help="What it is called now.")],
                  to: Annotated[str, typer.Argument(help="What it is called from now on.")],
                  why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
-    """Call a class otherwise; folders, manifests and versions with the old name still mean it.
+    """Call a class otherwise; its old name still means it.
+
+    So do folders and manifests with the old name; versions keep the names of their day.
 
     Example: regraft class rename antelope impala --why "all of them are" --by Ann
     """
@@ -951,7 +985,9 @@ def rename_class(name: Annotated[str, typer.Argument(help="What it is called now
 def merge_classes(name: Annotated[str, typer.Argument(help="The class that goes.")],
                   into: Annotated[str, typer.Argument(help="The class that takes its images.")],
                   why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
-    """Put all images of a class into another; the old name then means that one.
+    """Put all images of a class into another.
+
+    Their splits stay, and the old name then means the other class.
 
     Example: regraft class merge puma cougar --why "one animal" --by Ann
     """
@@ -971,10 +1007,11 @@ def split_class(name: Annotated[str, typer.Argument(help="The class to take imag
                     exists=True, dir_okay=False)],
                 why: Why, by: By, new_class: NewClass = None,
                 as_json: Json = False) -> None:  # fmt: skip
-    """Put some images of a class into others, as a file says; what it does not name stays.
+    """Put some images of a class into others, as a file says.
 
-    Example: regraft class split antelope --from parts.csv --new-class gazelle --why "two
-    animals" --by Ann
+    What the file does not name stays. All or nothing.
+
+    Example: regraft class split antelope --from parts.csv --new-class gazelle --why "two kinds"
     """
     from tasks import labelling
 

@@ -130,6 +130,13 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def person_problem(by: str) -> str | None:
+    """Why nobody can be called so, or None."""
+    if by.casefold().split(":")[0].strip() in ("", "model", "version", "regraft"):
+        return f"{by!r} is nobody's name: --by NAME says which person does this"
+    return None
+
+
 def resolve(
     session: Session, wanted: Iterable[str], new: Collection[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
@@ -294,6 +301,9 @@ def split(
     old = normalised(name)
     number = _living(session, old)
     meant, missing = resolve(session, parts.values(), new_classes)
+    for label in parts.values():
+        if meant[label] == old != normalised(label):
+            raise BadClass(f"{label!r} is called {old!r} today: a part needs a name of its own")
     _refuse_strangers(session, old, {sha256: meant[label] for sha256, label in parts.items()})
     for one in missing:
         make(session, one, by, why)
@@ -404,10 +414,9 @@ def _begin(session: Session, by: str, why: str) -> None:
 
 
 def _person(by: str) -> str:
-    name = by.strip()
-    if not name or name.casefold().split(":")[0].strip() in ("model", "version", "regraft"):
-        raise BadClass(f"{by!r} is nobody's name: --by NAME says which person does this")
-    return name
+    if problem := person_problem(by):
+        raise BadClass(problem)
+    return by.strip()
 
 
 def _is_done(session: Session, act: str, name: str, to: str) -> bool:

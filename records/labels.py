@@ -1,8 +1,7 @@
 """What people do with pictures of pools: label, dismiss, remove, restore.
 
 An act is a row, written once, and from then on it counts: filters and intake know it. Its objects
-in S3 follow: each act owes a move until somebody has made it (`owed`, `settled`), at once on the
-command line, with the next night after a kill.
+in S3 follow: each act owes a move until somebody has made it (`records.moves`).
 """
 
 from __future__ import annotations
@@ -10,16 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import PurePosixPath
 
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from infra.storage import bad_key
 from records import classes
 from records.objects import LABELLED, normalised
-from records.tables import PoolAct, PoolMove
 
 TRASH = "trash/"
 # Acts that say what a picture is; the newest one speaks.
@@ -39,7 +36,8 @@ class Wish:
 
     where: what to call this wish in a message. image: a digest, or 8 characters or more of one.
     key: an object of a pool. Both must mean the same picture. version: what had offered it, by
-    default the version that answered it last.
+    default the version that answered it last; offered: as which class, by default as the one that
+    it predicted.
     """
 
     where: str
@@ -47,6 +45,7 @@ class Wish:
     key: str | None = None
     label: str | None = None
     version: int | None = None
+    offered: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,43 +60,6 @@ class Done:
     already: int
     repeated: int = 0
     made: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ActRow:
-    """One act, with what had offered the picture."""
-
-    id: int
-    sha256: str
-    act: str
-    class_name: str | None
-    key: str | None
-    to_key: str | None
-    version_id: int | None
-    predicted: str | None
-    confidence: float | None
-    done_by: str
-    why: str | None
-    done_at: datetime
-
-
-@dataclass(frozen=True)
-class Owed:
-    """One act whose objects are still to follow.
-
-    put: where the labelled copy belongs, if the picture has a label; take: copies of labels that
-    no longer stand. sources: keys that held the picture. key, to_key: from where a removed or
-    restored object goes where, unless another act has overtaken this one.
-    """
-
-    act_id: int
-    sha256: str
-    act: str
-    put: str | None = None
-    take: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-    key: str | None = None
-    to_key: str | None = None
 
 
 # --- acts -----------------------------------------------------------------------------------
@@ -116,19 +78,23 @@ def label(
     does not allow.
     """
     _begin(session, by)
-    _refuse([f"{one.where} has no label" for one in wishes if not normalised(one.label or "")])
-    found, problems = _pictures(session, wishes)
-    _refuse(problems)
+    _refuse(
+        f"{one.where} has no label: name the class, or give the file a column label"
+        for one in wishes
+        if not normalised(one.label or "")
+    )
+    found = _pictures(session, wishes)
     meant, missing = classes.resolve(session, [one.label or "" for one in wishes], new_classes)
     wanted: dict[str, tuple[Wish, str]] = {}
+    problems = []
     for one, sha256 in zip(wishes, found, strict=True):
         name = meant[one.label or ""]
         first, said = wanted.setdefault(sha256, (one, name))
         if said != name:
             problems.append(f"{one.where} says {name!r} of the picture that {first.where} calls "
                             f"{said!r}: keep one")  # fmt: skip
-    known = {one.sha256: one for one in _known(session, list(wanted))}
-    fresh: dict[str, str] = {}
+    known = _known(session, list(wanted))
+    fresh: dict[str, Wish] = {}
     for sha256, (one, name) in wanted.items():
         now = known[sha256]
         if now.standing == "label" and now.called == name:
@@ -136,16 +102,16 @@ def label(
         if problem := _unlabelable(now, name):
             problems.append(f"{one.where}: {problem}")
         elif now.standing == "label" or now.library is None:
-            fresh[sha256] = name
+            fresh[sha256] = one
     _refuse(problems)
+    offers = _offers(session, list(fresh), list(fresh.values()))
     for name in missing:
         classes.make(session, name, by, why)
-    _write(
-        session, "label",
-        [_Act(sha256, name, None, _labelled_key(name, known[sha256]), wanted[sha256][0].version)
-         for sha256, name in fresh.items()],
-        by, why,
-    )  # fmt: skip
+    acts = []
+    for offer in offers:
+        _, name = wanted[offer.sha256]
+        acts.append(_Act(offer, name, to_key=_labelled_key(name, known[offer.sha256])))
+    _write(session, "label", acts, by, why)
     repeated = len(wishes) - len(wanted)
     return Done(len(fresh), len(wanted) - len(fresh), repeated, tuple(missing))
 
@@ -157,18 +123,21 @@ def dismiss(
     unknown: bool = False,
     why: str | None = None,
 ) -> Done:
-    """Say that the answer is wrong, or that nobody can name the picture; takes back its label.
+    """Say that pictures are not what they were offered as, or that nobody can name them.
 
-    What had come into the library by that label is withdrawn by the next intake. All or nothing.
+    Takes back a label: what had come into the library by it is withdrawn by the next intake. As
+    another class a picture may be offered again, and dismissed again; what is unknown, by a later
+    version. All or nothing.
     """
     _begin(session, by)
     act = "unknown" if unknown else "dismiss"
-    found, problems = _pictures(session, wishes)
-    _refuse(problems)
-    asked = dict(zip(found, wishes, strict=True))
-    fresh = [one for one in _known(session, list(asked)) if one.standing != act]
-    acts = [_Act(one.sha256, None, None, None, asked[one.sha256].version) for one in fresh]
-    _write(session, act, acts, by, why)
+    found = _pictures(session, wishes)
+    asked: dict[tuple[str, str | int | None], _Offer] = {}
+    for one in _offers(session, found, wishes):
+        asked.setdefault((one.sha256, one.version_id if unknown else one.offered), one)
+    said = _said(session, act, found)
+    fresh = [_Act(one) for what, one in asked.items() if what not in said]
+    _write(session, act, fresh, by, why)
     return Done(len(fresh), len(asked) - len(fresh), len(wishes) - len(asked))
 
 
@@ -184,8 +153,8 @@ def remove(session: Session, wishes: Sequence[Wish], by: str, why: str | None = 
         for key, sha256 in there
         if (problem := bad_key(_trashed(key, sha256)))
     )
-    acts = [_Act(sha256, None, key, _trashed(key, sha256), None) for key, sha256 in there]
-    _write(session, "remove", acts, by, why)
+    moves = [(sha256, key, _trashed(key, sha256)) for key, sha256 in there]
+    _write(session, "remove", _of_objects(session, moves), by, why)
     _say_gone(session, there, True)
     return Done(len(there), len(removed))
 
@@ -201,8 +170,8 @@ def restore(session: Session, wishes: Sequence[Wish], by: str, why: str | None =
         f"{key!r} holds another object now: move that one away first"
         for key in _taken(session, [key for key, _ in removed])
     )
-    acts = [_Act(sha256, None, _trashed(key, sha256), key, None) for key, sha256 in removed]
-    _write(session, "restore", acts, by, why)
+    moves = [(sha256, _trashed(key, sha256), key) for key, sha256 in removed]
+    _write(session, "restore", _of_objects(session, moves), by, why)
     _say_gone(session, removed, False)
     return Done(len(removed), len(there))
 
@@ -216,22 +185,16 @@ def parts(session: Session, wishes: Sequence[Wish]) -> dict[str, str]:
     """By digest the labels that wishes give to images of the library, named by digest or key."""
     rows = session.execute(
         text(
-            """
-            WITH asked AS MATERIALIZED (
-                SELECT * FROM unnest(CAST(:places AS int[]), CAST(:images AS text[]),
-                                     CAST(:keys AS text[])) one (place, image, key))
+            f"""
+            WITH {_ASKED}
             SELECT place, i.sha256 FROM asked JOIN images i
               ON i.sha256 >= asked.image AND i.sha256 < asked.image || 'g'
             UNION
             SELECT place, o.sha256 FROM asked JOIN objects o ON o.key = asked.key
             WHERE asked.image IS NULL AND o.state = 'accepted' AND o.gone_at IS NULL
-            """
+            """  # noqa: S608  (constants of this module, here and below)
         ),
-        {
-            "places": list(range(len(wishes))),
-            "images": [_digest(one.image) for one in wishes],
-            "keys": [one.key for one in wishes],
-        },
+        _asked(wishes),
     )
     matches: defaultdict[int, set[str]] = defaultdict(set)
     for place, sha256 in rows:
@@ -239,81 +202,17 @@ def parts(session: Session, wishes: Sequence[Wish]) -> dict[str, str]:
     found: dict[str, str] = {}
     problems = []
     for place, one in enumerate(wishes):
-        if len(matches[place]) != 1 or not normalised(one.label or ""):
+        count = len(matches[place])
+        if count != 1:
             word = (one.image or one.key or "")[:80]
-            problems.append(f"{one.where} has no label" if matches[place] and not one.label else
-                            f"{one.where} names {len(matches[place])} images of the library "
-                            f"({word!r}): give one digest or key")  # fmt: skip
-            continue
-        [sha256] = matches[place]
-        if found.setdefault(sha256, one.label or "") != one.label:
+            problems.append(f"{one.where} names {count} images of the library ({word!r}): give one "
+                            "digest or key")  # fmt: skip
+        elif not normalised(one.label or ""):
+            problems.append(f"{one.where} has no label: give the file a column label")
+        elif found.setdefault(sha256 := min(matches[place]), one.label or "") != one.label:
             problems.append(f"{one.where} gives {sha256[:12]}… a second label: keep one")
     _refuse(problems)
     return found
-
-
-def listed(session: Session, most: int = 100) -> list[ActRow]:
-    """What people did with pictures of pools, the newest first."""
-    columns = [getattr(PoolAct, name) for name in ActRow.__dataclass_fields__]
-    rows = session.execute(select(*columns).order_by(PoolAct.id.desc()).limit(most))
-    return [ActRow(*row) for row in rows]
-
-
-# --- what acts owe to S3 --------------------------------------------------------------------
-
-
-def owing(session: Session) -> int:
-    """How many acts have moves that are still to be made."""
-    return session.scalar(select(func.count()).select_from(PoolMove)) or 0
-
-
-def owed(session: Session, after: int, most: int) -> list[Owed]:
-    """The oldest acts after this one that owe a move; nobody else is given any until commit."""
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-pool-moves'))"))
-    rows = session.execute(
-        text(
-            """
-            SELECT a.id, a.sha256, a.act, a.key, a.to_key,
-                   CASE WHEN said.act = 'label' THEN said.to_key END AS put,
-                   ARRAY(SELECT DISTINCT to_key FROM pool_acts l
-                         WHERE l.sha256 = a.sha256 AND l.act = 'label'
-                           AND (said.act <> 'label' OR l.to_key <> said.to_key)) AS take,
-                   ARRAY(SELECT key FROM pool_objects o WHERE o.sha256 = a.sha256
-                         ORDER BY gone_at NULLS FIRST, key)
-                   || ARRAY(SELECT to_key FROM pool_acts r
-                            WHERE r.sha256 = a.sha256 AND r.act = 'remove') AS sources,
-                   overtaken.id IS NOT NULL AS overtaken
-            FROM pool_moves m JOIN pool_acts a ON a.id = m.act_id
-            LEFT JOIN LATERAL (
-                SELECT act, to_key FROM pool_acts s
-                WHERE s.sha256 = a.sha256 AND s.act = ANY(:saying)
-                ORDER BY s.id DESC LIMIT 1) said ON true
-            LEFT JOIN LATERAL (
-                SELECT id FROM pool_acts b WHERE b.sha256 = a.sha256 AND b.id > a.id
-                  AND a.act IN ('remove', 'restore') AND b.act IN ('remove', 'restore')
-                  AND (b.key = a.to_key OR b.to_key = a.to_key) LIMIT 1) overtaken ON true
-            WHERE m.act_id > :after ORDER BY m.act_id LIMIT :most
-            """
-        ),
-        {"after": after, "most": most, "saying": list(SAYING)},
-    )
-    result = []
-    for row in rows:
-        if row.act in SAYING:
-            result.append(Owed(row.id, row.sha256, row.act, row.put, tuple(row.take),
-                               tuple(dict.fromkeys(row.sources))))  # fmt: skip
-        elif row.overtaken:
-            result.append(Owed(row.id, row.sha256, row.act))
-        else:
-            result.append(Owed(row.id, row.sha256, row.act, key=row.key, to_key=row.to_key))
-    return result
-
-
-def settled(session: Session, act_ids: Sequence[int]) -> None:
-    """Note that these acts owe nothing more."""
-    session.execute(
-        text("DELETE FROM pool_moves WHERE act_id = ANY(:ids)"), {"ids": list(act_ids)}
-    )
 
 
 # --- what intake asks -----------------------------------------------------------------------
@@ -358,12 +257,22 @@ def taken_back(session: Session, object_ids: Collection[int]) -> set[int]:
 
 
 @dataclass(frozen=True)
-class _Act:
+class _Offer:
+    """What had offered a picture to a person, and as what; nothing but the digest is certain."""
+
     sha256: str
-    class_name: str | None
-    key: str | None
-    to_key: str | None
-    version: int | None
+    version_id: int | None
+    predicted: str | None
+    confidence: float | None
+    offered: str | None
+
+
+@dataclass(frozen=True)
+class _Act:
+    offer: _Offer
+    class_name: str | None = None
+    key: str | None = None
+    to_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -384,8 +293,8 @@ class _Known:
 
 def _begin(session: Session, by: str) -> None:
     """Take acts and intake's decisions one after the other."""
-    if not by.strip() or by.casefold().split(":")[0].strip() in ("model", "version", "regraft"):
-        raise BadLabels(f"{by!r} is nobody's name: --by NAME says which person does this")
+    if problem := classes.person_problem(by):
+        raise BadLabels(problem)
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))
 
 
@@ -395,17 +304,30 @@ def _refuse(found: Iterable[str]) -> None:
         raise BadLabels(f"nothing was done: {'; '.join(problems[:MOST_TOLD])}{more}")
 
 
-def _pictures(session: Session, wishes: Sequence[Wish]) -> tuple[list[str], list[str]]:
-    """The digest of each picture, '' with one sentence for each wish that means none, or several.
+_ASKED = """
+    asked AS MATERIALIZED (
+        SELECT * FROM unnest(CAST(:places AS int[]), CAST(:images AS text[]),
+                             CAST(:keys AS text[])) one (place, image, key))
+"""
+
+
+def _asked(wishes: Sequence[Wish]) -> dict[str, object]:
+    return {
+        "places": list(range(len(wishes))),
+        "images": [digest(one.image) for one in wishes],
+        "keys": [one.key for one in wishes],
+    }
+
+
+def _pictures(session: Session, wishes: Sequence[Wish]) -> list[str]:
+    """The digest of each picture; refuses wishes that mean none, or several.
 
     A key that is empty means what was removed from it.
     """
     rows = session.execute(
         text(
             f"""
-            WITH asked AS MATERIALIZED (
-                SELECT * FROM unnest(CAST(:places AS int[]), CAST(:images AS text[]),
-                                     CAST(:keys AS text[])) one (place, image, key))
+            WITH {_ASKED}
             SELECT place, 'image', i.sha256 FROM asked JOIN pool_images i
               ON i.sha256 >= asked.image AND i.sha256 < asked.image || 'g'
             UNION
@@ -415,36 +337,30 @@ def _pictures(session: Session, wishes: Sequence[Wish]) -> tuple[list[str], list
              AND o.gone_at IS NULL AND o.problem IS NULL
             UNION
             SELECT place, 'trash', t.sha256 FROM asked JOIN ({_TRASH}) t ON t.key = asked.key
-            """  # noqa: S608  (a constant of this module)
+            """  # noqa: S608
         ),
-        {
-            "places": list(range(len(wishes))),
-            "images": [_digest(one.image) for one in wishes],
-            "keys": [one.key for one in wishes],
-        },
+        _asked(wishes),
     )
-    by: dict[str, defaultdict[int, set[str]]] = {
-        how: defaultdict(set) for how in ("image", "key", "trash")
-    }
+    by: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
     for place, how, sha256 in rows:
-        by[how][place].add(sha256)
-    found, problems = [], []
+        by[place, how].add(sha256)
+    found: list[str] = []
+    problems = []
     for place, one in enumerate(wishes):
-        images, keyed = by["image"][place], by["key"][place] or by["trash"][place]
+        images, keyed = by[place, "image"], by[place, "key"] or by[place, "trash"]
         meant = images if one.image else keyed
         # its bytes say what a picture is; a key may be empty by now, but not hold another
         if images and keyed:
             meant = images & keyed
-        if len(meant) == 1:
-            found.append(next(iter(meant)))
-        else:
-            found.append("")
+        found += meant
+        if len(meant) != 1:
             problems.append(f"{one.where} {_nothing(one, images, keyed)}")
-    return found, problems
+    _refuse(problems)
+    return found
 
 
-def _digest(word: str | None) -> str | None:
-    """A word that may begin a digest; other words find nothing."""
+def digest(word: str | None) -> str | None:
+    """A word that may begin a digest, or None: other words find nothing."""
     if word is None or len(word) < SHORTEST_DIGEST or set(word.lower()) - set("0123456789abcdef"):
         return None
     return word.lower()
@@ -462,7 +378,7 @@ def _nothing(one: Wish, images: set[str], keyed: set[str]) -> str:
     return f"names {word[:80]!r}, which no pool holds: `regraft identify` reads a pool"
 
 
-def _known(session: Session, digests: list[str]) -> list[_Known]:
+def _known(session: Session, digests: list[str]) -> dict[str, _Known]:
     rows = session.execute(
         text(
             """
@@ -485,7 +401,60 @@ def _known(session: Session, digests: list[str]) -> list[_Known]:
         ),
         {"digests": digests, "saying": list(SAYING)},
     )
-    return [_Known(*row) for row in rows]
+    return {row.sha256: _Known(*row) for row in rows}
+
+
+def _said(session: Session, act: str, digests: list[str]) -> set[tuple[str, str | int | None]]:
+    """What was said of pictures and stands: dismissed as which class, unknown to which version."""
+    rows = session.execute(
+        text(
+            """
+            SELECT a.sha256, a.offered, a.version_id FROM pool_acts a
+            WHERE a.sha256 = ANY(:digests) AND a.act = :act
+              AND NOT EXISTS (SELECT 1 FROM pool_acts b WHERE b.sha256 = a.sha256 AND b.id > a.id
+                              AND b.act <> :act AND b.act = ANY(:saying))
+            """
+        ),
+        {"digests": digests, "act": act, "saying": list(SAYING)},
+    )
+    return {(row.sha256, row.version_id if act == "unknown" else row.offered) for row in rows}
+
+
+def _offers(session: Session, digests: list[str], wishes: Sequence[Wish]) -> list[_Offer]:
+    """What had offered each of these pictures; refuses classes that nothing can be offered as."""
+    rows = session.execute(
+        text(
+            """
+            SELECT one.sha256, a.version_id, a.predicted, a.confidence,
+                   coalesce(one.offered, a.predicted) AS offered,
+                   one.offered = ANY(a.class_names) OR n.name IS NOT NULL AS known
+            FROM unnest(CAST(:digests AS text[]), CAST(:versions AS bigint[]),
+                        CAST(:offered AS text[]))
+                 WITH ORDINALITY one (sha256, version_id, offered, place)
+            LEFT JOIN class_names n ON n.name = one.offered
+            LEFT JOIN LATERAL (
+                -- by version: that is how answers are found
+                SELECT p.version_id, p.predicted, p.confidence, v.class_names
+                FROM (SELECT DISTINCT version_id FROM identifications) i
+                JOIN versions v ON v.id = i.version_id
+                JOIN pool_answers p ON p.version_id = i.version_id AND p.sha256 = one.sha256
+                WHERE one.version_id IS NULL OR p.version_id = one.version_id
+                ORDER BY p.identification_id DESC LIMIT 1) a ON true
+            ORDER BY one.place
+            """
+        ),
+        {
+            "digests": digests,
+            "versions": [one.version for one in wishes],
+            "offered": [normalised(one.offered or "") or None for one in wishes],
+        },
+    ).all()
+    _refuse(
+        f"{one.where} was offered as {one.offered[:60]!r}, which is no class: mend it, or omit it"
+        for one, row in zip(wishes, rows, strict=True)
+        if one.offered and not row.known
+    )
+    return [_Offer(*row[:-1]) for row in rows]
 
 
 def _unlabelable(now: _Known, name: str) -> str | None:
@@ -524,8 +493,7 @@ def _chosen(
 
     Of a wish with a key that one, of others all copies. Refuses a wish that means none.
     """
-    found, problems = _pictures(session, wishes)
-    _refuse(problems)
+    found = _pictures(session, wishes)
     keyed = {(one.key, sha256) for one, sha256 in zip(wishes, found, strict=True) if one.key}
     whole = {sha256 for one, sha256 in zip(wishes, found, strict=True) if not one.key}
 
@@ -579,41 +547,47 @@ def _say_gone(session: Session, objects: list[tuple[str, str]], gone: bool) -> N
     )
 
 
+def _of_objects(session: Session, moves: list[tuple[str, str, str]]) -> list[_Act]:
+    """Acts that move objects, each (digest, key, to_key)."""
+    offers = _offers(session, [sha256 for sha256, _, _ in moves], [Wish("")] * len(moves))
+    return [
+        _Act(offer, key=key, to_key=to_key)
+        for offer, (_, key, to_key) in zip(offers, moves, strict=True)
+    ]
+
+
 def _write(session: Session, act: str, acts: list[_Act], by: str, why: str | None) -> None:
-    """Append acts, each with what had offered its picture, and with the move that it owes."""
+    """Append acts, each with the move that it owes."""
     session.execute(
         text(
             """
-            WITH done AS (
-                SELECT * FROM unnest(
-                    CAST(:digests AS text[]), CAST(:classes AS text[]), CAST(:keys AS text[]),
-                    CAST(:to_keys AS text[]), CAST(:versions AS bigint[])
-                ) WITH ORDINALITY one (sha256, class_name, key, to_key, version_id, place)
-            ), written AS (
-                INSERT INTO pool_acts (sha256, act, class_name, key, to_key, version_id, predicted,
-                                       confidence, done_by, why)
-                SELECT done.sha256, :act, done.class_name, done.key, done.to_key, a.version_id,
-                       a.predicted, a.confidence, :by, :why
-                FROM done LEFT JOIN LATERAL (
-                    -- by version: that is how answers are found
-                    SELECT p.version_id, p.predicted, p.confidence
-                    FROM (SELECT DISTINCT version_id FROM identifications) v
-                    JOIN pool_answers p USING (version_id)
-                    WHERE p.sha256 = done.sha256
-                      AND (done.version_id IS NULL OR p.version_id = done.version_id)
-                    ORDER BY p.identification_id DESC LIMIT 1) a ON true
-                ORDER BY done.place RETURNING id)
+            WITH written AS (
+                INSERT INTO pool_acts (act, done_by, why, sha256, version_id, predicted, confidence,
+                                       offered, class_name, key, to_key)
+                SELECT :act, :by, :why, sha256, version_id, predicted, confidence, offered,
+                       class_name, key, to_key
+                FROM unnest(
+                    CAST(:digests AS text[]), CAST(:versions AS bigint[]),
+                    CAST(:predicted AS text[]), CAST(:confidences AS real[]),
+                    CAST(:offered AS text[]), CAST(:classes AS text[]), CAST(:keys AS text[]),
+                    CAST(:to_keys AS text[])
+                ) WITH ORDINALITY one (sha256, version_id, predicted, confidence, offered,
+                                       class_name, key, to_key, place)
+                ORDER BY place RETURNING id)
             INSERT INTO pool_moves (act_id) SELECT id FROM written
             """
         ),
         {
             "act": act,
-            "digests": [one.sha256 for one in acts],
+            "by": by.strip(),
+            "why": why,
+            "digests": [one.offer.sha256 for one in acts],
+            "versions": [one.offer.version_id for one in acts],
+            "predicted": [one.offer.predicted for one in acts],
+            "confidences": [one.offer.confidence for one in acts],
+            "offered": [one.offer.offered for one in acts],
             "classes": [one.class_name for one in acts],
             "keys": [one.key for one in acts],
             "to_keys": [one.to_key for one in acts],
-            "versions": [one.version for one in acts],
-            "by": by.strip(),
-            "why": why,
         },
     )

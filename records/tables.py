@@ -1262,7 +1262,8 @@ class PoolAct(Base):
 
     label: it is class_name, and its bytes went to to_key. dismiss: the answer is wrong, and nothing
     more is said. unknown: nobody could name it. remove: the object went from key to to_key;
-    restore: it went back. version, predicted and confidence: what had offered it.
+    restore: it went back. version, predicted and confidence: what had offered it; offered: as which
+    class, which need not be the one predicted.
     """
 
     __tablename__ = "pool_acts"
@@ -1290,6 +1291,7 @@ class PoolAct(Base):
     version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
     predicted: Mapped[str | None]
     confidence: Mapped[float | None] = mapped_column(REAL)
+    offered: Mapped[str | None]
     done_by: Mapped[str]
     why: Mapped[str | None]
     done_at: Mapped[datetime] = now()

@@ -359,7 +359,7 @@ SUITE: tuple[Expected, ...] = (
         "labelled_by",
         "labelled by {labelled_by!r}: only people's labels are trained on; have it confirmed",
         among="with_label",
-        arguments=lambda _: {"regex": rf"(?i)^(?!(?:{'|'.join(NOT_PEOPLE)}):)\S"},
+        arguments=lambda _: {"regex": rf"(?i)^(?!(?:{'|'.join(NOT_PEOPLE)})\s*:)\S"},
     ),
     Expected(
         "not_in_benchmark",

@@ -15,14 +15,14 @@ from typing import Any
 
 from infra import database, settings, storage
 from infra.storage import Conflict, Gone, Storage, StorageError
-from records import classes, labels
-from records.labels import Done, Owed, Wish
-from tasks.rows import read_rows, text_problem
+from records import classes, labels, moves
+from records.labels import Done, Wish
+from records.moves import Owed
+from tasks.rows import disarmed, read_rows, text_problem
 
 log = logging.getLogger("regraft")
 
 ADDRESS = "s3://"
-HEX = frozenset("0123456789abcdef")
 # Acts whose objects are moved before that is noted: what a kill lets be done twice.
 TOGETHER = 256
 
@@ -42,43 +42,60 @@ class Followed:
 # --- wishes ---------------------------------------------------------------------------------
 
 
-def named(words: Iterable[str], label: str | None = None) -> list[Wish]:
+def named(
+    words: Iterable[str], label: str | None = None, offered: str | None = None
+) -> list[Wish]:
     """Wishes for pictures that are named by digest (8 characters or more) or by key."""
-    return [_wish(word, label) for word in words]
+    return [_wish(word, label, offered) for word in words]
 
 
-def _wish(word: str, label: str | None) -> Wish:
-    _refuse_text(word[:40], "image", word)
-    _refuse_text(word[:40], "label", label or "")
-    if set(word.lower()) <= HEX and len(word) >= labels.SHORTEST_DIGEST:
-        return Wish(word, image=word, label=label)
-    return Wish(word, key=word.removeprefix(ADDRESS), label=label)
+def _wish(word: str, label: str | None, offered: str | None) -> Wish:
+    for name, said in (("image", word), ("label", label), ("class", offered)):
+        _refuse_text(word[:40], name, said or "")
+    if labels.digest(word):
+        return Wish(word, image=word, label=label, offered=offered)
+    return Wish(word, key=word.removeprefix(ADDRESS), label=label, offered=offered)
 
 
-def read(name: str, body: bytes, label: str | None = None, labelled: bool = True) -> list[Wish]:
-    """The wishes of a file as `regraft find` prints them.
+def read(
+    name: str, body: bytes, label: str | None = None, offered: str | None = None
+) -> list[Wish]:
+    """The wishes of a file as `regraft find` and `regraft shortlist` print them, CSV or JSON.
 
-    Columns: `sha256` (or `image`), `key`, or both; `label` unless one is given for all or
-    `labelled` is off; `version` may be there. Raises `BadRows` and `BadWishes`.
+    Columns: `sha256` (or `image`), `key`, or both; `class_name`, what the picture was offered as;
+    `label`, what a person calls it, by default the class that it was offered as; `version`, which
+    had offered it. label, offered: said of all. Raises `BadRows` and `BadWishes`.
     """
-    rows = read_rows(name, body, ("label",) if labelled and label is None else ())
-    if not {"sha256", "image", "key"} & {column for _, row in rows for column in row}:
+    rows = read_rows(name, body, ())
+    columns = {column for _, row in rows for column in row}
+    if not {"sha256", "image", "key"} & columns:
         raise BadWishes(
             f"{name}: it has no column sha256, image or key: which pictures are meant?"
         )
-    return [_wish_of_row(f"{name} row {number}", row, label, labelled) for number, row in rows]
-
-
-def _wish_of_row(where: str, row: dict[str, Any], label: str | None, labelled: bool) -> Wish:
-    image = _word(where, row, "sha256") or _word(where, row, "image")
-    key = _word(where, row, "key").removeprefix(ADDRESS)
-    said = _word(where, row, "label") if labelled else ""
-    if label and said and said != label:
-        raise BadWishes(f"{where} says {said!r} and the command says {label!r}: leave one out")
-    version = _word(where, row, "version")
-    if version and not version.isdecimal():
-        raise BadWishes(f"{where}: version {version[:40]!r} is no number: mend it, or leave it out")
-    return Wish(where, image or None, key or None, said or label, int(version) if version else None)
+    # A cell of this column that is empty says nothing: not what the picture was offered as.
+    said = "label" if "label" in columns else "class_name"
+    wishes = []
+    for number, row in rows:
+        where = f"{name} row {number}"
+        cells = {one: _word(where, row, one) for one in
+                 ("sha256", "image", "key", "label", "class_name", "version")}  # fmt: skip
+        if label and cells["label"] not in ("", label):
+            raise BadWishes(f"{where} says {cells['label']!r} and the command says {label!r}: "
+                            "leave one out")  # fmt: skip
+        version = cells["version"]
+        if version and not (version.isdecimal() and len(version) < 19):  # of what Postgres holds
+            raise BadWishes(
+                f"{where}: version {version[:40]!r} is no number: mend it, or leave it out"
+            )
+        wishes.append(Wish(
+            where,
+            image=cells["sha256"] or cells["image"] or None,
+            key=cells["key"].removeprefix(ADDRESS) or None,
+            label=label or cells[said] or None,
+            version=int(version) if version else None,
+            offered=offered or cells["class_name"] or cells["label"] or None,
+        ))  # fmt: skip
+    return wishes
 
 
 def _word(where: str, row: dict[str, Any], column: str) -> str:
@@ -87,7 +104,7 @@ def _word(where: str, row: dict[str, Any], column: str) -> str:
     if isinstance(value, dict | list | bool):
         raise BadWishes(f"{where}: {column} is {word[:40]}, which is no text")
     _refuse_text(where, column, word)
-    return word
+    return disarmed(word)
 
 
 def _refuse_text(where: str, name: str, word: str) -> None:
@@ -98,36 +115,51 @@ def _refuse_text(where: str, name: str, word: str) -> None:
 # --- acts -----------------------------------------------------------------------------------
 
 
+Advance = Callable[[int, int], object]  # is told how many moves are made, and of how many
+
+
 def label(
-    wishes: Sequence[Wish], by: str, new_classes: Collection[str] = (), why: str | None = None
+    wishes: Sequence[Wish],
+    by: str,
+    new_classes: Collection[str] = (),
+    why: str | None = None,
+    advance: Advance | None = None,
 ) -> tuple[Done, Followed]:
     """Label pictures by a person's word, and copy them to where the next intake finds them."""
     with database.connect().transaction() as session:
         done = labels.label(session, wishes, by, new_classes, why)
-    return done, follow()
+    return done, follow(advance)
 
 
 def dismiss(
-    wishes: Sequence[Wish], by: str, unknown: bool = False, why: str | None = None
+    wishes: Sequence[Wish],
+    by: str,
+    unknown: bool = False,
+    why: str | None = None,
+    advance: Advance | None = None,
 ) -> tuple[Done, Followed]:
     """Say that answers are wrong, or that nobody can name the pictures; takes labels back."""
     with database.connect().transaction() as session:
         done = labels.dismiss(session, wishes, by, unknown, why)
-    return done, follow()
+    return done, follow(advance)
 
 
-def remove(wishes: Sequence[Wish], by: str, why: str | None = None) -> tuple[Done, Followed]:
+def remove(
+    wishes: Sequence[Wish], by: str, why: str | None = None, advance: Advance | None = None
+) -> tuple[Done, Followed]:
     """Take objects out of their pools, into the trash."""
     with database.connect().transaction() as session:
         done = labels.remove(session, wishes, by, why)
-    return done, follow()
+    return done, follow(advance)
 
 
-def restore(wishes: Sequence[Wish], by: str, why: str | None = None) -> tuple[Done, Followed]:
+def restore(
+    wishes: Sequence[Wish], by: str, why: str | None = None, advance: Advance | None = None
+) -> tuple[Done, Followed]:
     """Bring removed objects back."""
     with database.connect().transaction() as session:
         done = labels.restore(session, wishes, by, why)
-    return done, follow()
+    return done, follow(advance)
 
 
 def split(
@@ -142,47 +174,58 @@ def split(
 # --- the moves that acts owe ------------------------------------------------------------------
 
 
-def follow(advance: Callable[[int, int], object] | None = None) -> Followed:
+def follow(advance: Advance | None = None) -> Followed:
     """Make the moves that acts still owe, those of a killed process included.
 
     Each is safe to repeat: what is written is checked by its digest, and nothing is deleted before
-    its copy stands. One process at a time. advance: is told how many are done, and of how many.
+    its copy stands. One process at a time.
     """
     with database.connect().transaction() as session:
-        count = labels.owing(session)
+        count = moves.owing(session)
+    if not count:
+        return Followed(0)
     done, moved, waiting = 0, 0, list[str]()
-    after: int | None = 0 if count else None
+
+    def tell(acts: int) -> None:
+        nonlocal done
+        done += acts
+        if advance is not None:
+            advance(min(done, count), count)
+
+    after: int | None = 0
     with ThreadPoolExecutor(settings.load().workers, "regraft-follow") as pool:
         while after is not None:
             try:
-                after, settled, told = _follow_some(pool, after)
+                after, settled, problems = _follow_some(pool, after, tell)
             except StorageError as error:
                 waiting.append(f"{error}; what was done is written down, and its objects follow "
                                "with the next act or night")  # fmt: skip
                 break
-            moved, done = moved + settled, done + settled + len(told)
-            waiting += told
-            if advance is not None:
-                advance(min(done, count), count)
+            moved += settled
+            waiting += problems
     return Followed(moved, tuple(waiting))
 
 
-def _follow_some(pool: ThreadPoolExecutor, after: int) -> tuple[int | None, int, list[str]]:
+def _follow_some(
+    pool: ThreadPoolExecutor, after: int, tell: Callable[[int], None]
+) -> tuple[int | None, int, list[str]]:
     """The next moves: after which act to go on (None: none is left), how many, what waits."""
     store = storage.connect()
     with database.connect().transaction() as session:
-        some = labels.owed(session, after, TOGETHER)
+        some = moves.owed(session, after, TOGETHER)
         if not some:
             return None, 0, []
         # What was done with one picture is repeated in its order.
         by_picture: defaultdict[str, list[Owed]] = defaultdict(list)
         for one in some:
             by_picture[one.sha256].append(one)
-        told = pool.map(lambda acts: [(one.act_id, _move(store, one)) for one in acts],
-                        by_picture.values())  # fmt: skip
-        problems = {number: problem for each in told for number, problem in each if problem}
+        problems: dict[int, str] = {}
+        for each in pool.map(lambda acts: [(one.act_id, _move(store, one)) for one in acts],
+                             by_picture.values()):  # fmt: skip
+            problems |= {number: problem for number, problem in each if problem}
+            tell(len(each))
         settled = [one.act_id for one in some if one.act_id not in problems]
-        labels.settled(session, settled)
+        moves.settled(session, settled)
     return some[-1].act_id, len(settled), list(problems.values())
 
 

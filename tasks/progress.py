@@ -14,31 +14,13 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+
+from tasks.bar import bar
 
 log = logging.getLogger("regraft")
 
 # How often the artifact is written, in seconds: each write is a call to the Prefect server.
 ARTIFACT_EVERY = 5.0
-
-
-class RateColumn(ProgressColumn):
-    """Units per second since the bar began."""
-
-    def render(self, task: Task) -> Text:
-        """Show the rate, or a dash before there is one."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed and speed >= 10 else f"{speed or 0:.1f}/s")
 
 
 @contextmanager
@@ -47,29 +29,18 @@ def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
 
     Who learns the total only later starts with None and gives it as the second argument.
     """
-    console = Console(stderr=True)
     artifact = _artifact(title)
     last_written = time.monotonic()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    shown = bar(Console(stderr=True))
     started = time.monotonic()
     done_so_far = 0
-    with bar:
-        shown = bar.add_task(title, total=total)
+    with shown:
+        task = shown.add_task(title, total=total)
 
         def advance(done: int, whole: int | None = total) -> None:
             nonlocal last_written, done_so_far
             done_so_far = done
-            bar.update(shown, completed=done, total=whole)
+            shown.update(task, completed=done, total=whole)
             if artifact and whole and time.monotonic() - last_written > ARTIFACT_EVERY:
                 last_written = time.monotonic()
                 with courtesy(f"show {title!r}"):

@@ -12,6 +12,8 @@ from typing import Any
 LONGEST_FIELD = 1000  # characters of a key or box; a megabyte is an accident
 LONGEST_BYTES = 1024  # of a key: what S3 takes
 LONGEST_NAME = 255  # bytes of a class, group or person, as in a key: longer ones fit no index
+# A spreadsheet runs cells that begin so: `regraft find` and its like write ' before them.
+FORMULAS = ("=", "+", "-", "@")
 JOINERS = "\u200c\u200d"  # invisible, yet Persian and many emoji are misspelt without them
 
 Row = tuple[int, dict[str, Any]]  # its number in the file, and its values by column
@@ -31,6 +33,8 @@ def read_rows(name: str, body: bytes, required: Collection[str]) -> list[Row]:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadRows(f"{name}: byte {error.start} is not UTF-8: save it as UTF-8") from None
+    if "\0" in text[:2]:  # letters of ASCII in UTF-16 are letters and NULs
+        raise BadRows(f"{name}: it is UTF-16, to judge by its first letters: save it as UTF-8")
     begins = text.lstrip()[:1]
     is_json = name.endswith((".json", ".jsonl")) or (
         not name.endswith(".csv") and begins in ("{", "[")
@@ -51,7 +55,10 @@ def _csv_rows(name: str, text: str, required: Collection[str]) -> Iterator[Row]:
     # The csv module stops at 128 KiB a field; longer ones must reach the check that names them.
     csv.field_size_limit(len(text) + 1)
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    _require(name, reader.fieldnames or [], required)
+    columns = reader.fieldnames or []
+    if len(columns) == 1 and {";", "\t"} & set(columns[0]):
+        raise BadRows(f"{name}: no commas separate its columns: save it with commas")
+    _require(name, columns, required)
     for number, row in enumerate(reader, start=2):
         yield number, {column: value for column, value in row.items() if column is not None}
 
@@ -90,6 +97,11 @@ def _require(name: str, columns: Collection[str], required: Collection[str]) -> 
             f"{name}: column {', '.join(missing)} is missing; it has "
             f"{presentable(', '.join(columns))[:200] or 'none'}: add it to the header"
         )
+
+
+def disarmed(word: str) -> str:
+    """A cell of ours as it was before a ' kept spreadsheets from running it."""
+    return word[1:] if word.startswith("'") and word[1:].startswith(FORMULAS) else word
 
 
 def text_problem(name: str, word: str) -> str | None:

@@ -12,13 +12,14 @@ import intakes
 import labelling_process
 import pytest
 import worlds
+from alembic import command
 from intakes import label, picture, put, query, reasons, state, take_in
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from test_kill import kill_at
 from worlds import World
 
-from infra.database import Database
+from infra.database import Database, alembic_config, migrate
 from infra.embedded import Addresses
 from infra.storage import Storage
 from records import classes, labels, objects, pools, snapshots
@@ -63,10 +64,11 @@ def found(database: Database, storage: Storage) -> dict[str, str]:
     })  # fmt: skip
 
 
-def answered(database: Database, digest: str) -> None:
-    """Have version 1 and what it said of one picture: ring, at nine tenths."""
+def answered(database: Database, digest: str, called: str = "ring") -> None:
+    """Have version 1 and what it said of one picture, at nine tenths."""
     with database.transaction() as session:
-        for statement in (
+        known = session.scalar(text("SELECT count(*) FROM versions"))
+        for statement in () if known else (
             """
             INSERT INTO snapshots (digest, key, policy, cutoff, images, classes)
             VALUES ('s', 's', 'p', 1, 0, 0)
@@ -74,8 +76,8 @@ def answered(database: Database, digest: str) -> None:
             """
             INSERT INTO versions (purpose, state, run_id, snapshot_digest, plan, plan_digest,
                 architecture, class_names, class_names_digest, checkpoint_digest, machine)
-            SELECT 'throwaway', 'trained', min(id), 's', '{}', 'p', 'a', '{ring}', 'c', 'd', '{}'
-            FROM runs
+            SELECT 'throwaway', 'trained', min(id), 's', '{}', 'p', 'a', '{ring,=okapi}', 'c', 'd',
+                '{}' FROM runs
             """,
             """
             INSERT INTO identifications (pool_id, version_id, checkpoint_digest, targets, listed,
@@ -92,11 +94,11 @@ def answered(database: Database, digest: str) -> None:
                 """
                 INSERT INTO pool_answers (version_id, sha256, identification_id, predicted,
                     confidence, top_labels, top_confidences, target_confidences, entropy)
-                SELECT version_id, :digest, id, 'ring', 0.9, '{ring}', '{0.9}', '{}', 0
+                SELECT version_id, :digest, id, :called, 0.9, ARRAY[:called], '{0.9}', '{}', 0
                 FROM identifications
                 """
             ),
-            {"digest": digest},
+            {"digest": digest, "called": called},
         )
 
 
@@ -303,6 +305,65 @@ def test_the_database_refuses_what_nobody_reviewed(
             labelling.label([wish("a", digest, "ring")], by)
 
 
+def test_what_a_dismissed_picture_was_offered_as_is_kept(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """By the file that offered it, else what the version predicted; as each class once."""
+    digest, other = found["0.png"], found["1.png"]
+    answered(database, digest)
+    offered = "sha256,class_name,predicted,version\n{},cross,ring,1\n"
+    shortlisted = f"sha256,key,label,version,score\n{digest},{POOL}0.png,cross,1,0.4\n"
+    for name, body in (("found.csv", offered.format(digest)), ("shortlist.csv", shortlisted)):
+        done, _ = labelling.dismiss(labelling.read(name, body.encode()), "Ann")
+        assert done.changed + done.already == 1
+    wishes = [wish("a", digest), *labelling.named([digest, other], offered="ring")]
+    done, _ = labelling.dismiss(wishes, "Zoë")
+    assert (done.changed, done.already, done.repeated) == (2, 0, 1)
+    assert labelling.dismiss(wishes, "Zoë")[0].changed == 0
+    told = [(one.sha256, one.offered, one.version_id, one.predicted) for one in acts(database)]
+    assert told == [(digest, "cross", 1, "ring"), (digest, "ring", 1, "ring"),
+                    (other, "ring", None, None)]  # fmt: skip
+    for body, says in (
+        (offered.format(digest).replace("cross", "bongo"), "row 2 was offered as 'bongo', which"),
+        (shortlisted.replace("cross", "bongo"), "row 2 was offered as 'bongo', which is no class"),
+    ):
+        with pytest.raises(BadLabels, match=says):
+            labelling.dismiss(labelling.read("bad.csv", body.encode()), "Ann")
+    # What nobody could name may be named once a later version has offered it, and not be, again.
+    for by, changed in ((digest, 1), (digest, 0)):
+        assert labelling.dismiss([wish("a", by)], "Ann", unknown=True)[0].changed == changed
+    labelling.label([wish("a", digest, "ring")], "Ann")
+    assert labelling.dismiss(labelling.named([digest], offered="cross"), "Ann")[0].changed == 1
+
+
+def test_a_library_of_before_is_taken_over(empty_database_url: str) -> None:
+    """A signature that was a person's to earlier programs stays readable, and no row is lost."""
+    by = ("person:Ann", "model :7", "  Version:3", "", "regraft maker")
+    command.upgrade(alembic_config(empty_database_url), "0009")
+    database = Database(empty_database_url)
+    with database.transaction() as session:
+        for statement in (
+            "INSERT INTO batches DEFAULT VALUES",
+            "INSERT INTO classes (name, batch_id) SELECT 'ring', id FROM batches",
+        ):
+            session.execute(text(statement))
+        for digit, name in enumerate(by):
+            session.execute(text(INSERT), {"sha": str(digit) * 64, "mined": digit == 1, "by": name})
+    migrate(empty_database_url)
+    kept = query(database, "SELECT labelled_by, mined FROM images ORDER BY sha256")
+    assert [row.labelled_by for row in kept] == [
+        "person:Ann", "unconfirmed model :7", "unconfirmed   Version:3", "unconfirmed ",
+        "regraft maker",
+    ]  # fmt: skip
+    with database.transaction() as session:
+        session.execute(text("UPDATE images SET withdrawn_at = now(), withdrawn_why = 'deleted'"))
+        assert {one.made_by for one in session.execute(text("SELECT made_by FROM classes"))} == {
+            None
+        }
+        assert classes.rename(session, "ring", "circle", "Ann", "a test") == len(by)
+    database.engine.dispose()
+
+
 # --- the trash ------------------------------------------------------------------------------
 
 
@@ -386,6 +447,45 @@ def test_a_label_whose_bytes_are_gone_is_told_and_kept(
     assert query(database, "SELECT 1 FROM pool_moves") == []
 
 
+def test_a_removal_is_undone_wherever_it_was_killed(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """Before its copy, between copy and deletion, before it was forgotten; there and back again."""
+    names = ("0.png", "1.png", "2.png")
+    bodies = {name: storage.read(POOL + name) for name in names}
+    here = {name: POOL + name for name in names}
+    trash = {name: f"trash/{found[name]}/{POOL}{name}" for name in names}
+    wishes = [wish(name, found[name]) for name in names]
+
+    def killed(to: dict[str, str], source: dict[str, str]) -> None:
+        put(storage, to["1.png"], bodies["1.png"])
+        put(storage, to["2.png"], bodies["2.png"])
+        storage.delete(source["2.png"])
+
+    def lies(where: dict[str, str], other: dict[str, str]) -> None:
+        assert query(database, "SELECT 1 FROM pool_moves") == []
+        assert {name: storage.read(where[name]) for name in names} == bodies
+        assert not any(map(storage.exists, other.values()))
+
+    for _ in range(2):
+        with database.transaction() as session:
+            labels.remove(session, wishes, "Ann")
+        killed(trash, here)
+        assert labelling.restore(wishes, "Ann")[0].changed == 3
+        lies(here, trash)
+        with database.transaction() as session:
+            labels.remove(session, wishes, "Ann")
+        killed(trash, here)
+        assert labelling.remove(wishes, "Ann")[0].already == 3
+        lies(trash, here)
+        with database.transaction() as session:
+            labels.restore(session, wishes, "Ann")
+        killed(here, trash)
+        labelling.follow()
+        lies(here, trash)
+    assert query(database, "SELECT 1 FROM pool_objects WHERE gone_at IS NOT NULL") == []
+
+
 # --- kills ----------------------------------------------------------------------------------
 
 
@@ -425,38 +525,62 @@ def left(world: World) -> dict[str, Any]:
     }
 
 
-def to_the_end(world: World) -> dict[str, Any]:
+def to_the_end(world: World, work: labelling_process.Work) -> dict[str, Any]:
     """Do it undisturbed, take in what comes of it, and tell what is left."""
     with worlds.inside(world), world.database() as database:
-        labelling_process.act(KEYS)
+        work(KEYS)
         take_in(database)
     world.check()
     return left(world)
 
 
-# Where Postgres stops the process: table, event, and the rows it stops at.
+# Where Postgres stops the process: table, event, and the rows it stops at; last: the newest act.
 POINTS = {
     "labels are written": ("pool_acts", "INSERT", "NEW.act = 'label'"),
     "copies are made": ("pool_moves", "DELETE", "true"),
     "removals are written": ("pool_objects", "UPDATE", "NEW.gone_at IS NOT NULL"),
-    "objects are in the trash": ("pool_moves", "DELETE", "OLD.act_id > 9"),
+    "objects are in the trash": ("pool_moves", "DELETE", "OLD.act_id > {last}"),
 }
+UNDONE = {
+    "copies are taken away": ("pool_moves", "DELETE", "true"),
+    "restored objects are written": ("pool_objects", "UPDATE", "NEW.gone_at IS NULL"),
+    "objects are back": ("pool_moves", "DELETE", "OLD.act_id > {last}"),
+}
+
+
+def kill_labelling(
+    world: World, work: labelling_process.Work, table: str, event: str, condition: str
+) -> None:
+    """Start the work in a process of its own and kill -9 it where it writes such a row."""
+    [(last,)] = world.ask("SELECT coalesce(max(id), 0) FROM pool_acts")
+    kill_at(
+        world, table, event, condition.format(last=last),
+        lambda it: labelling_process.begin(it.environment(), work, KEYS),
+    )  # fmt: skip
 
 
 def test_killed_again_and_again_it_ends_as_undisturbed(pool: World) -> None:
     """kill -9 while rows are written and while S3 is ahead of them, at one point after the other;
-    the last run ends as one that nobody killed.
+    the last run ends as one that nobody killed, and so does the undoing of it all.
     """
     undisturbed, world = worlds.clone(pool), worlds.clone(pool)
-    expected = to_the_end(undisturbed)
-    assert len(expected["acts"]) == 20
-    assert expected["owed"] == []
+    expected = to_the_end(undisturbed, labelling_process.act)
+    assert (len(expected["acts"]), expected["owed"]) == (20, [])
     for point, where in POINTS.items():
-        kill_at(world, *where, lambda it: labelling_process.begin(it.environment(), KEYS))
+        kill_labelling(world, labelling_process.act, *where)
         there = under(world.storage, "")
         assert any("okapi" in key for key in there) == (point != "labels are written")
         assert any("trash" in key for key in there) == (point == "objects are in the trash")
-    now = to_the_end(world)
+    now = to_the_end(world, labelling_process.act)
+    assert {what for what in expected if now[what] != expected[what]} == set()
+    expected = to_the_end(undisturbed, labelling_process.undo)
+    assert (len(expected["acts"]), expected["owed"]) == (36, [])
+    for point, where in UNDONE.items():
+        kill_labelling(world, labelling_process.undo, *where)
+        there = under(world.storage, "")
+        assert sum("okapi" in key for key in there) == 4
+        assert any(key.startswith(POOL) for key in there) == (point == "objects are back")
+    now = to_the_end(world, labelling_process.undo)
     assert {what for what in expected if now[what] != expected[what]} == set()
     worlds.drop(undisturbed)
     worlds.drop(world)
@@ -486,15 +610,18 @@ OTHER = sha256(picture(101, "ring")).hexdigest()
 
 # name, bytes, what the one line says
 BAD_FILES: list[tuple[str, bytes, str]] = [
-    ("empty.csv", b"", "empty.csv: column label is missing; it has none"),
+    ("empty.csv", b"", "empty.csv: it has no rows"),
     ("header.csv", b"sha256,label\n", "header.csv: it has no rows"),
     ("empty.jsonl", b"\n", "empty.jsonl: it has no rows"),
     ("list.json", b"[]", "list.json: it has no rows"),
-    ("columns.csv", b"sha256,predicted\na,ring\n", "column label is missing; it has sha256, pred"),
+    ("columns.csv", b"sha256,predicted\na,ring\n", "columns.csv row 2 has no label: name the cl"),
+    ("found.csv", f"sha256,class_name,label\n{DIGEST},ring,\n".encode(), "row 2 has no label"),
+    ("semicolons.csv", f"sha256;label\n{DIGEST};ring\n".encode(), "no commas separate its columns"),
     ("columns.csv", b"file,label\na,ring\n", "it has no column sha256, image or key"),
     ("latin.csv", f"sha256,label\n{DIGEST},Zebra f\xe4hre\n".encode("latin-1"),
      "latin.csv: byte 85 is not UTF-8: save it as UTF-8"),
     ("utf16.csv", f"sha256,label\n{DIGEST},ring\n".encode("utf-16"), "byte 0 is not UTF-8"),
+    ("utf16.csv", f"sha256,label\n{DIGEST},ring\n".encode("utf-16-le"), "it is UTF-16, to judge"),
     ("nul.csv", f"sha256,label\n{DIGEST},ri\0ng\n".encode(), "nul.csv row 2: label holds U+0000"),
     ("broken.jsonl", b'{"sha256": "a", "label": \n', "line 1 is not JSON"),
     ("unknown.csv", b"sha256,label\n" + b"f" * 64 + b",ring\n",
@@ -514,6 +641,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("long.csv", f"sha256,label\n{DIGEST},{'x' * 300}\n".encode(), "300 bytes: 255 are the most"),
     ("list.jsonl", b'{"sha256": ["a"], "label": "ring"}\n', "sha256 is ['a'], which is no text"),
     ("version.csv", f"sha256,label,version\n{DIGEST},ring,v7\n".encode(), "'v7' is no number"),
+    ("version.csv", f"sha256,label,version\n{DIGEST},ring,{'9' * 19}\n".encode(), "is no number"),
 ]  # fmt: skip
 
 
@@ -578,7 +706,7 @@ def test_the_verbs_say_what_they_did(
     code, said, told = regraft(*words, "okapi")
     assert (code, said) == (0, "labelled 2 images\n"), told
     assert "class 'okapi' is new" in told
-    assert regraft(*words, "okapi")[1] == "labelled 0 images, 2 so before\n"
+    assert regraft(*words, "okapi")[1] == "labelled 0 images; 2 already were\n"
     known = {row["name"]: row for row in json.loads(regraft("class", "list", "--json")[1])}
     okapi = known["okapi"]
     assert (okapi["by"], okapi["act"], okapi["usable"]) == ("Ann", "make", 0)
@@ -592,23 +720,75 @@ def test_the_verbs_say_what_they_did(
     assert [one.done_by for one in acts(database)] == ["Ann", "Ann", "Zoë", "Ann", "Ann"]
 
 
+def test_what_find_prints_is_what_the_verbs_read(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """As CSV and as JSON; a name that a spreadsheet would run comes back as it was."""
+    for number, digest in enumerate(found.values()):
+        answered(database, digest, "ring" if number else "=okapi")
+    code, csv, told = regraft("find", "--csv")
+    assert (code, csv.count("\n")) == (0, 13), told
+    assert "'=okapi" in csv
+    words = ("--from", "-", "--by", "Ann", "--new-class", "=okapi")
+    code, said, told = regraft("label", *words, given=csv.encode())
+    assert (code, said) == (0, "labelled 12 images\n"), told
+    assert [one.class_name for one in acts(database)].count("=okapi") == 1
+    assert all(one.offered == one.class_name == one.predicted for one in acts(database))
+    code, whole, _ = regraft("find", "--json")
+    as_csv, as_json = (labelling.read("-", body.encode()) for body in (csv, whole))
+    assert labelling.label(as_json, "Ann")[0].already == 12
+    cross = labelling.read("found.json", whole.encode(), "cross")
+    for verb, wishes in (("label", cross), ("dismiss", as_csv), ("remove", as_json),
+                         ("restore", as_csv)):  # fmt: skip
+        done, followed = getattr(labelling, verb)(wishes, "Ann")
+        assert (done.changed, done.already, followed.waiting) == (12, 0, ())
+    offered = [(one.offered, one.predicted) for one in acts(database) if one.act == "dismiss"]
+    assert sorted(offered) == [("=okapi", "=okapi"), *[("ring", "ring")] * 11]
+
+
+def test_a_bar_comes_where_there_is_much_to_move(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """Moves tell how far they are; on a terminal that is a bar with its rate, gone at the end."""
+    told: list[tuple[int, int]] = []
+    labelling.remove([wish(*one) for one in found.items()], "Ann",
+                     advance=lambda done, whole: told.append((done, whole)))  # fmt: skip
+    assert told == [(done, 12) for done in range(1, 13)]
+    code = """
+from tasks.bar import late_bar
+with late_bar("removed", patience={}) as advance:
+    for done in range(1, 13):
+        advance(done, 12)
+"""
+    [(_, shown), (_, nothing)] = [on_a_terminal("-c", code.format(each)) for each in (0, 60)]
+    assert all(part in shown for part in ("removed", "/12", "/s"))
+    assert nothing == ""
+
+
+def on_a_terminal(*words: str, answer: bytes = b"") -> tuple[int, str]:
+    """Run Python at a terminal; its exit code, and what that shows."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    done = subprocess.run(
+        [sys.executable, *words],
+        stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, check=False, timeout=120,
+        env=os.environ | {"TERM": "xterm"},
+    )  # fmt: skip
+    os.write(theirs, b".")  # or there might be nothing to read
+    os.close(theirs)
+    told = os.read(ours, 100_000).decode()
+    os.close(ours)
+    return done.returncode, told.removesuffix(".")
+
+
 def test_a_new_class_is_asked_for_once(
     database: Database, storage: Storage, found: dict[str, str]
 ) -> None:
     """On a terminal: no leaves all as it was, yes makes it, and it is known from then on."""
 
     def asked(digest: str, answer: bytes) -> tuple[int, str]:
-        ours, theirs = pty.openpty()
-        os.write(ours, answer)
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", "label", "okapi", digest, "--by", "Ann"],
-            stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, check=False, timeout=120,
-        )  # fmt: skip
-        os.write(theirs, b".")  # or there might be nothing to read
-        os.close(theirs)
-        told = os.read(ours, 10_000).decode()
-        os.close(ours)
-        return done.returncode, told
+        words = ("-m", "flows.cli", "label", "okapi", digest, "--by", "Ann")
+        return on_a_terminal(*words, answer=answer)
 
     code, told = asked(found["0.png"], b"n\n")
     assert code == 1

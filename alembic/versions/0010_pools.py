@@ -18,6 +18,8 @@ TABLES = (
     "target_scores", "embeddings", "pool_acts",
 )  # fmt: skip
 
+PERSON = r"labelled_by ~ '\S' AND labelled_by !~* '^\s*(model|version|regraft)\s*:'"
+
 FUNCTIONS = {
     # What a model found comes in as such, and only by the word of a person that still stands.
     "refuse_unreviewed_image": """
@@ -329,6 +331,7 @@ def upgrade() -> None:
         sa.Column("version_id", sa.BigInteger(), nullable=True),
         sa.Column("predicted", sa.Text(), nullable=True),
         sa.Column("confidence", sa.REAL(), nullable=True),
+        sa.Column("offered", sa.Text(), nullable=True),
         sa.Column("done_by", sa.Text(), nullable=False),
         sa.Column("why", sa.Text(), nullable=True),
         sa.Column(
@@ -367,11 +370,11 @@ def upgrade() -> None:
     op.create_index(
         "ix_pool_acts_unknown", "pool_acts", ["sha256"], postgresql_where=sa.text("act = 'unknown'")
     )
-    op.create_check_constraint(
-        op.f("ck_images_labelled_by_person"),
-        "images",
-        r"labelled_by ~ '\S' AND labelled_by !~* '^\s*(model|version|regraft)\s*:'",
+    # What earlier programs took for a person's signature keeps its image, and stands as it was given.
+    op.execute(
+        f"UPDATE images SET labelled_by = 'unconfirmed ' || labelled_by WHERE NOT ({PERSON})"  # noqa: S608
     )
+    op.create_check_constraint(op.f("ck_images_labelled_by_person"), "images", PERSON)
     # Half-precision noise does not compress, and beside its key it needs no second look-up.
     op.execute("ALTER TABLE embeddings ALTER COLUMN features SET STORAGE EXTERNAL")
     op.execute("ALTER TABLE embeddings SET (toast_tuple_target = 8160)")
