@@ -43,6 +43,11 @@ class Wanted:
     outlook: Outlook
     reaches: str
 
+    @property
+    def is_flattered(self) -> bool:
+        """Whether wrong ones may have been passed over without a word, as all judged are right."""
+        return bool(self.waiting) and 0 < self.judged == self.right
+
 
 @dataclass(frozen=True)
 class Shortlist:
@@ -175,6 +180,12 @@ def show(found: Shortlist) -> None:
     Console().print(escape(found.sentence), highlight=False)
     columns, rows = table(found)
     grid.table(columns, [[escape(cell) for cell in row] for row in rows])
+    if flattered := [one.class_name for one in found.classes if one.is_flattered]:
+        Console().print(
+            f"Nobody has dismissed any of {escape(', '.join(flattered))}: wrong ones that were only "
+            "passed over make the rest look better than it is. Dismiss those, too: "
+            "`regraft dismiss`.", highlight=False,
+        )  # fmt: skip
 
 
 def write_classes(found: Shortlist) -> None:

@@ -3,23 +3,25 @@
 import csv
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pictures
 import pytest
 import worlds
 from prefect import get_client
-from prefect.client.schemas.filters import DeploymentFilter
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from sqlalchemy.exc import DBAPIError
-from test_deployments import deployment_gone, wait_for
+from test_deployments import ROOT, deployment_gone, wait_for
 from test_kill import kill_at
 from typer.testing import CliRunner
 from worlds import Story, World
@@ -83,8 +85,8 @@ def test_it_ends_in_a_shortlist_and_changes_nothing_that_serves(
     """Trained once from the champion, scored, never judged; the pool answered for what is near."""
     world = shortlisted
     [facts] = world.ask(
-        "SELECT v.purpose, v.parent_id, s.cutoff, v.class_names FROM versions v "
-        "JOIN snapshots s ON s.digest = v.snapshot_digest WHERE v.id = 3"
+        "SELECT purpose, parent_id, CAST(plan->>'cutoff' AS int), class_names FROM versions "
+        "WHERE id = 3"
     )
     assert facts == ("throwaway", 2, LOWER, sorted([*worlds.OLD_CLASSES, worlds.NEW_CLASS]))
     runs = world.ask("SELECT state, version_id FROM runs WHERE purpose = 'throwaway' ORDER BY id")
@@ -103,7 +105,9 @@ def test_it_ends_in_a_shortlist_and_changes_nothing_that_serves(
     world.check()
 
 
-def test_the_shortlist_follows_what_people_confirm(shortlisted: World) -> None:
+def test_the_shortlist_follows_what_people_confirm(
+    shortlisted: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No yield before anybody looked; then what was right carries over; then the class is there."""
     runner = CliRunner(env={"COLUMNS": "80"})
     with worlds.twin(shortlisted) as world:
@@ -119,6 +123,12 @@ def test_the_shortlist_follows_what_people_confirm(shortlisted: World) -> None:
         right = [one for one in found if "ring-" in one.key]
         assert len(found) == ring.candidates
         assert len(right) >= ring.lacks
+
+        for right_ones, flatters in ((3, True), (2, False)):
+            told = replace(ring, judged=3, right=right_ones)
+            shortlist.show(replace(shortlist.of_run(), classes=(told,)))
+            lines = " ".join(capsys.readouterr().out.split())
+            assert ("Nobody has dismissed any of ring" in lines) == flatters
 
         listed = runner.invoke(cli.app, ["shortlist", "--class", "ring", "--csv"]).stdout
         read = list(csv.DictReader(io.StringIO(listed)))
@@ -333,10 +343,41 @@ def test_a_night_that_reports_near_classes_calls_it(
         assert client.read_automations_by_name(deployments.SHORTLISTS) == []
 
 
+def test_a_killed_one_is_shown_as_crashed(shortlisted: World) -> None:
+    """It had let go of the lock and answered a pool; one whose process lives is left alone."""
+    query = "SELECT flow_run_id FROM runs WHERE purpose = 'throwaway' ORDER BY id"
+    with worlds.rows_of(shortlisted) as world, worlds.inside(world):
+        killed, ended = (UUID(one) for [one] in world.ask(query))
+        pid = world.ask("SELECT pid FROM runs WHERE flow_run_id = :id", id=str(killed))[0][0]
+        assert state_of(killed) == "RUNNING"
+        for host, number in ((socket.gethostname(), os.getpid()), ("elsewhere", pid)):
+            world.act(PROCESS, host=host, pid=number, id=str(killed))
+            assert killed not in deployments.reap()
+        world.act(PROCESS, host=socket.gethostname(), pid=pid, id=str(killed))
+        assert killed in deployments.reap()
+        assert (state_of(killed), state_of(ended)) == ("CRASHED", "COMPLETED")
+    # what it answered the pool in is a flow run, too
+    inner = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [killed]}})
+    with get_client(sync_client=True) as client:
+        [answering] = client.read_flow_runs(flow_run_filter=inner)
+    assert state_of(answering.id) == "CRASHED"
+
+
+PROCESS = "UPDATE runs SET host = :host, pid = :pid WHERE flow_run_id = :id"
+
+
+def state_of(flow_run_id: UUID) -> str:
+    """What Prefect shows a flow run as."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run_id).state
+    assert state is not None
+    return str(state.type.value)
+
+
 def test_it_is_called_through_the_api_and_by_hand(
-    deployment_gone: None, prefect_server: str
+    shortlisted: World, deployment_gone: None, prefect_server: str
 ) -> None:
-    """As the page says: its number, then a run with parameters; wrong ones are refused there."""
+    """As the page says: its number, then a run with parameters, which is carried out with them."""
     deployments.described_throwaway(PLAN).apply()
     api = PREFECT_API_URL.value()
     known = httpx.get(f"{api}/deployments/name/throwaway/throwaway").json()
@@ -355,3 +396,14 @@ def test_it_is_called_through_the_api_and_by_hand(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert [one.parameters["pools"] for one in called()] == [[f"s3://{POOL}"]] * 2
+    with worlds.twin(shortlisted) as world:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "flow-run", "execute", made.json()["id"]],
+            cwd=ROOT,
+            env={**os.environ, "PREFECT_API_URL": str(api)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        [row] = world.ask("SELECT state, version_id, plan->>'cutoff' FROM runs WHERE "
+                          "flow_run_id = :id", id=made.json()["id"])  # fmt: skip
+        assert row == ("completed", 3, "20")
