@@ -170,7 +170,7 @@ def _expected(one: Wanted) -> str:
     if not one.judged:
         return NONE_YET if one.waiting else ""
     if known.precision is None:
-        return f"{known.unjudged} never judged" if known.unjudged else "none waits"
+        return "too few judged" if known.unjudged else "none waits"
     told = f"{known.precision:.0%} ({known.precision_low:.0%}-{known.precision_high:.0%})"
     return f"{told}, +{known.unjudged}" if known.unjudged else told
 

@@ -2,11 +2,12 @@
 
 import csv
 import io
+import itertools
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -40,6 +41,7 @@ from tasks import labelling, sweeping
 from tasks.evaluation import evaluate_again
 from tasks.identification import BadPool
 from tasks.sweeping import BadAge, sweep
+from vision.outlook import BANDS, Band, outlook
 from vision.plan import BadPlan
 
 __all__ = ["deployment_gone"]
@@ -142,7 +144,7 @@ def test_the_shortlist_follows_what_people_confirm(
         assert (ring.judged, ring.waiting) == (4, len(found) - 4)
         assert ring.right == ring.confirmed == ring.coming == sum(one in right for one in found[:4])
         assert ring.lacks == 8 - ring.right
-        assert ring.outlook.precision_low <= ring.outlook.precision <= ring.outlook.precision_high  # type: ignore[operator]
+        assert ring.outlook == outlook(bands_of(shortlist.candidates("ring")), ring.lacks)
         states = [one.state for one in shortlist.candidates("ring")]
         assert states[:4] == ["confirmed" if one in right else "dismissed" for one in found[:4]]
 
@@ -166,6 +168,17 @@ def test_the_shortlist_follows_what_people_confirm(
         world.act("UPDATE identifications SET started_at = now() + interval '1 hour'")
         [ring] = shortlist.of_run().classes
         assert (ring.judged, ring.confirmed, ring.coming) == (0, 0, len(right))
+
+
+def bands_of(rows: Sequence[Candidate]) -> list[Band]:
+    """What the shortlist counts, counted here."""
+    ends = itertools.pairwise((*BANDS, 2.0))
+    parts = [[one.state for one in rows if low <= one.score < high] for low, high in ends]
+    return [
+        Band(low, states.count("waiting"), len(states) - states.count("waiting"),
+             states.count("confirmed"))
+        for low, states in zip(BANDS, parts, strict=True)
+    ]  # fmt: skip
 
 
 def say(one: Candidate, *, ring: bool) -> None:
