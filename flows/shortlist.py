@@ -182,8 +182,8 @@ def show(found: Shortlist) -> None:
     grid.table(columns, [[escape(cell) for cell in row] for row in rows])
     if flattered := [one.class_name for one in found.classes if one.is_flattered]:
         Console().print(
-            f"Nobody has dismissed any of {escape(', '.join(flattered))}: wrong ones that were only "
-            "passed over make the rest look better than it is. Dismiss those, too: "
+            f"Nobody has dismissed any of {escape(', '.join(flattered))}: wrong ones that were "
+            "only passed over make the rest look better than it is. Dismiss those, too: "
             "`regraft dismiss`.", highlight=False,
         )  # fmt: skip
 

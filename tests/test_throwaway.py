@@ -273,8 +273,10 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next(shortlisted: World) -> 
         assert shortlist.candidates("ring") != []
 
         again = throwaway(cutoff=LOWER, plan=PLAN)
-        assert again.version_id == 4
-        assert world.ask("SELECT count(*) FROM embeddings WHERE version_id = 4") == [(30,)]
+        assert again.version_id not in (None, 3)
+        assert world.ask("SELECT version_id, count(*) FROM embeddings GROUP BY 1") == [
+            (again.version_id, 30)
+        ]
         world.check()
 
 
@@ -387,7 +389,7 @@ def state_of(flow_run_id: UUID) -> str:
     return str(state.type.value)
 
 
-def test_it_is_called_through_the_api_and_by_hand(
+def test_it_is_called_through_the_api(
     shortlisted: World, deployment_gone: None, prefect_server: str
 ) -> None:
     """As the page says: its number, then a run with parameters, which is carried out with them."""
@@ -401,15 +403,7 @@ def test_it_is_called_through_the_api_and_by_hand(
     made = httpx.post(address, json={"parameters": asked})
     assert made.status_code == 201
     assert made.json()["parameters"] == asked | {"plan": PLAN.to_dict()}
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "deployment", "run", "throwaway/throwaway",
-         "-p", f"cutoff={LOWER}", "-p", f'pools=["s3://{POOL}"]'],
-        env={**os.environ, "PREFECT_API_URL": str(api)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [one.parameters["pools"] for one in called()] == [[f"s3://{POOL}"]] * 2
-    with worlds.twin(shortlisted) as world:
+    with worlds.rows_of(shortlisted) as world, worlds.inside(world):
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "flow-run", "execute", made.json()["id"]],
             cwd=ROOT,
@@ -420,3 +414,4 @@ def test_it_is_called_through_the_api_and_by_hand(
         [row] = world.ask("SELECT state, version_id, plan->>'cutoff' FROM runs WHERE "
                           "flow_run_id = :id", id=made.json()["id"])  # fmt: skip
         assert row == ("completed", 3, "20")
+        assert state_of(UUID(made.json()["id"])) == "COMPLETED"
