@@ -16,7 +16,7 @@ from records import shortlists
 from records.shortlists import Candidate, Need, Tally
 from vision.outlook import BANDS, Band, Outlook, outlook
 
-NONE_YET = "no confirmed ones yet"
+NONE_YET = "none judged yet"
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Wanted:
 
     @property
     def is_flattered(self) -> bool:
-        """Whether wrong ones may have been passed over without a word, as all judged are right."""
-        return bool(self.waiting) and 0 < self.judged == self.right
+        """Whether wrong ones may have been passed over: it lacks some, and all judged are right."""
+        return self.lacks > 0 and self.waiting > 0 and 0 < self.judged == self.right
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _reaches(need: Need, cutoff: int, waiting: int, expected: Outlook) -> str:
     if expected.verdict == "yes":
         return "yes, next intake"
     if expected.verdict == "no":
-        return f"no, {waiting} wait"
+        return f"no, {waiting} wait" if waiting else "no, none waits"
     if expected.chance is None:
         return "open"
     more = "+" if expected.unjudged else ""
