@@ -21,14 +21,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from loky import ProcessPoolExecutor
 
 from benchmarks.services import services
 from benchmarks.stories.study import (
@@ -94,8 +93,8 @@ def seed(setup: Setup, data: Path) -> Found:
     """In a process of its own: Prefect and connections learn once where their services are."""
     from benchmarks.stories import shortlist
 
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(shortlist.play, setup["seed"], data).result()
+    with ProcessPoolExecutor(1) as process:
+        return dict(process.submit(shortlist.play, setup["seed"], data).result())
 
 
 # --- what is played -------------------------------------------------------------------------
