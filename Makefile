@@ -9,7 +9,7 @@ BENCH = $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench caltech stories clean
-STORIES := little-data growing ladder staged architectures gate
+STORIES := little-data growing ladder staged architectures gate shortlist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

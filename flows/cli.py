@@ -192,6 +192,9 @@ def serve(
 ) -> None:
     """Run the nightly retrain and the control run on their schedules until it is stopped.
 
+    It carries out throw-away runs, too: those called through Prefect and, with --throwaway, those
+    that follow a night.
+
     Example: regraft serve --cron "0 2 * * *" --throwaway 35 --pool s3://pools/gate-camera
     """
     plan = _plan(plan_file, fields)
@@ -623,9 +626,14 @@ def shortlist(run: Annotated[int | None, typer.Argument(
                   help="A throw-away run; by default the newest.", show_default=False)] = None,
               class_name: Annotated[str | None, typer.Option(
                   "--class", help="List the candidates of this class, the surest first.")] = None,
-              as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+              as_csv: Annotated[bool, typer.Option(
+                  "--csv", help="Print CSV: a row for each class, or with --class one for each "
+                                "candidate that waits.")] = False,
               as_json: Json = False) -> None:  # fmt: skip
     """Show what a throw-away run found for classes near the cutoff, and what people confirmed.
+
+    Of a class's CSV give the right rows to `label --from` and the wrong ones to `dismiss --from`:
+    both tell what to expect of the rest.
 
     Example: regraft shortlist 12 --class okapi --csv > okapi.csv
     """

@@ -38,7 +38,11 @@ import prefect
 from prefect import Flow, get_client
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
 from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
@@ -77,6 +81,7 @@ SILENT_SECONDS = 90
 GRACE = timedelta(minutes=2)
 STOP_SECONDS = 10.0  # for a stopped night to let go of the lock
 MOST_RUNS = 200  # in one answer of the server
+RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
 
 
 class NoServer(RuntimeError):
@@ -321,28 +326,31 @@ def reap(patience: float = 0.0) -> list[UUID]:
 
 
 def _crash_the_dead(client: SyncPrefectClient) -> list[UUID]:
-    # Not throw-away runs: they answer pools without the lock, and only a heartbeat tells of those.
-    flows = [flow.name for flow in (nightly, control, pretrain, bakeoff)]
+    flows = [flow.name for flow in (nightly, control, pretrain, bakeoff, throwaway)]
     found = client.read_flow_runs(
         flow_filter=FlowFilter.model_validate({"name": {"any_": flows}}),
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}}),
+        flow_run_filter=RUNNING,
         limit=MOST_RUNS,
     )
-    crashed = []
-    for flow_run in found:
-        if _is_dead(flow_run):
-            state: State[None] = Crashed(
-                message="its process died; found when `regraft serve` looked"
-            )
-            client.set_flow_run_state(flow_run.id, state, force=True)
-            crashed.append(flow_run.id)
-    return crashed
+    dead = [one.id for one in found if _is_dead(one)]
+    # What a throw-away run's process answered a pool in died with it.
+    inner = client.read_flow_runs(
+        flow_run_filter=RUNNING.model_copy(
+            update={"parent_flow_run_id": FlowRunFilterParentFlowRunId(any_=dead)}
+        ),
+        limit=MOST_RUNS,
+    ) if dead else []  # fmt: skip
+    for flow_run_id in [*dead, *(one.id for one in inner)]:
+        state: State[None] = Crashed(message="its process died; found when `regraft serve` looked")
+        client.set_flow_run_state(flow_run_id, state, force=True)
+    return dead
 
 
 def _is_dead(flow_run: FlowRun) -> bool:
     """Whether a flow run that says `Running` is none, while we hold the lock.
 
-    A living one is either about to ask for the lock, or has let go of it and is reporting.
+    A living one is either about to ask for the lock, or has let go of it and is reporting, or
+    answers the pools of a throw-away run.
     """
     with database.connect().transaction() as session:
         process = runs.process_of(session, str(flow_run.id))
@@ -353,6 +361,8 @@ def _is_dead(flow_run: FlowRun) -> bool:
         return True
     if process.host == socket.gethostname():
         return not _is_running(process.pid)
+    if process.purpose == "throwaway" and process.state == "completed":
+        return False  # it may answer pools for hours; elsewhere only its heartbeat tells
     return process.ended_at is not None and datetime.now(UTC) - process.ended_at > GRACE
 
 

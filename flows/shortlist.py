@@ -16,7 +16,7 @@ from records import shortlists
 from records.shortlists import Candidate, Need, Tally
 from vision.outlook import BANDS, Band, Outlook, outlook
 
-NONE_YET = "no confirmed ones yet"
+NONE_YET = "none judged yet"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Wanted:
     confirmed: int
     outlook: Outlook
     reaches: str
+
+    @property
+    def is_flattered(self) -> bool:
+        """Whether wrong ones may have been passed over: it lacks some, and all judged are right."""
+        return self.lacks > 0 and self.waiting > 0 and 0 < self.judged == self.right
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def _reaches(need: Need, cutoff: int, waiting: int, expected: Outlook) -> str:
     if expected.verdict == "yes":
         return "yes, next intake"
     if expected.verdict == "no":
-        return f"no, {waiting} wait"
+        return f"no, {waiting} wait" if waiting else "no, none waits"
     if expected.chance is None:
         return "open"
     more = "+" if expected.unjudged else ""
@@ -165,7 +170,7 @@ def _expected(one: Wanted) -> str:
     if not one.judged:
         return NONE_YET if one.waiting else ""
     if known.precision is None:
-        return f"{known.unjudged} never judged" if known.unjudged else "none waits"
+        return "too few judged" if known.unjudged else "none waits"
     told = f"{known.precision:.0%} ({known.precision_low:.0%}-{known.precision_high:.0%})"
     return f"{told}, +{known.unjudged}" if known.unjudged else told
 
@@ -175,6 +180,12 @@ def show(found: Shortlist) -> None:
     Console().print(escape(found.sentence), highlight=False)
     columns, rows = table(found)
     grid.table(columns, [[escape(cell) for cell in row] for row in rows])
+    if flattered := [one.class_name for one in found.classes if one.is_flattered]:
+        Console().print(
+            f"Nobody has dismissed any of {escape(', '.join(flattered))}: wrong ones that were "
+            "only passed over make the rest look better than it is. Dismiss those, too: "
+            "`regraft dismiss`.", highlight=False,
+        )  # fmt: skip
 
 
 def write_classes(found: Shortlist) -> None:

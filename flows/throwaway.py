@@ -43,21 +43,22 @@ def throwaway(
     as it is new. Raises what stopped it, `BadPlan` and `BadPool` before anything is trained.
     """
     lower = lowered(plan, cutoff)
-    prefixes = chosen(pools)
-    with alone(), one_run("throwaway", plan, judged=True) as run:
-        snapshot = freeze_snapshot(run.run_id, lower)
-        near = near_cutoff(snapshot, plan.cutoff)
-        if not near:
-            reason = f"no class has {cutoff} to {plan.cutoff - 1} usable images"
-            return run.end("skipped", reason)
-        champion = serving()
-        parent = champion or pretrained(root, plan)
-        version = write_candidate(run.run_id, "throwaway", snapshot, lower, parent)
-        report.name_run(version)
-        if not is_scored_on_benchmark(version):
-            train_version(run.run_id, version)
-            evaluate(run.run_id, version, champion, precision)
-        run.end("trained", f"version {version} knows {_named(near)}, too", version)
+    with alone():
+        prefixes = chosen(pools)
+        with one_run("throwaway", plan, judged=True) as run:
+            snapshot = freeze_snapshot(run.run_id, lower)
+            near = near_cutoff(snapshot, plan.cutoff)
+            if not near:
+                reason = f"no class has {cutoff} to {plan.cutoff - 1} usable images"
+                return run.end("skipped", reason)
+            champion = serving()
+            parent = champion or pretrained(root, plan)
+            version = write_candidate(run.run_id, "throwaway", snapshot, lower, parent)
+            report.name_run(version)
+            if not is_scored_on_benchmark(version):
+                train_version(run.run_id, version)
+                evaluate(run.run_id, version, champion, precision)
+            run.end("trained", f"version {version} knows {_named(near)}, too", version)
     # The lock is free again: a pool may take longer than the time until the next night.
     for prefix in prefixes:
         identify(f"{ADDRESS}{prefix}", version, near, precision)

@@ -149,6 +149,7 @@ def by_flow_run(session: Session, flow_run_id: str) -> RunRow | None:
 class Process:
     """Where a run was or is carried out."""
 
+    purpose: str
     state: str
     host: str
     pid: int
@@ -157,7 +158,7 @@ class Process:
 
 def process_of(session: Session, flow_run_id: str) -> Process | None:
     """The process behind a Prefect flow run; None when that began no run of ours."""
-    query = select(Run.state, Run.host, Run.pid, Run.ended_at)
+    query = select(Run.purpose, Run.state, Run.host, Run.pid, Run.ended_at)
     query = query.where(Run.flow_run_id == flow_run_id).order_by(Run.id.desc())
     row = session.execute(query).first()
     return Process(*row) if row else None

@@ -126,14 +126,16 @@ def near_cutoff(session: Session, flow_run_id: str, share: float) -> list[NearCl
     rows = session.execute(
         text(
             """
-            SELECT r.id, c.class_name, c.usable, c.lacks, c.class_name = ANY(coalesce((
+            SELECT r.id, c.class_name, c.usable, r.cutoff - c.usable, c.class_name = ANY(coalesce((
                        SELECT class_names FROM versions
                        WHERE purpose = 'throwaway' AND state = 'trained'
                        ORDER BY id DESC LIMIT 1), '{}'))
-            FROM runs r JOIN snapshot_classes c USING (snapshot_digest)
-            WHERE r.flow_run_id = :flow AND c.lacks > 0
-              AND c.usable >= :share * (c.usable + c.lacks)
-            ORDER BY c.lacks, c.class_name
+            FROM (SELECT id, snapshot_digest, flow_run_id, CAST(plan->>'cutoff' AS int) AS cutoff
+                  FROM runs) r
+            -- not its own count of what is lacking: another cutoff may freeze the same snapshot
+            JOIN snapshot_classes c USING (snapshot_digest)
+            WHERE r.flow_run_id = :flow AND c.usable < r.cutoff AND c.usable >= :share * r.cutoff
+            ORDER BY c.usable DESC, c.class_name
             """
         ),
         {"flow": flow_run_id, "share": share},

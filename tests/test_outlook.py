@@ -36,6 +36,7 @@ def test_bands_are_told_apart() -> None:
         ([], 1, "no"),
         ([Band(0.8, 5, 0, 0)], 5, "open"),
         ([Band(0.8, 5, 0, 0)], 6, "no"),
+        ([Band(0.8, 5, 4, 4)], 1, "open"),
         ([Band(0.8, 5, 50, 50)], 6, "no"),
         ([Band(0.8, 5, 50, 50)], 4, "likely"),
         ([Band(0.8, 5, 50, 1)], 4, "unlikely"),
@@ -47,7 +48,7 @@ def test_bands_are_told_apart() -> None:
 def test_the_verdict_says_no_more_than_is_known(
     bands: list[Band], lacks: int, verdict: str
 ) -> None:
-    """Too few candidates are too few; nothing is promised of what nobody has judged."""
+    """Too few candidates are too few; nothing is promised of what hardly anybody has judged."""
     told = outlook(bands, lacks)
     assert told.verdict == verdict
     assert (told.expected is None) == (told.chance is None)

@@ -16,6 +16,9 @@ from scipy.special import betaln, gammaln
 BANDS = (0.05, 0.2, 0.5, 0.8)
 # Jeffreys' prior of a share that nothing is known of
 PRIOR = 0.5
+# Fewer judged ones of a band tell nothing: in a band of low scores they are often chance finds of
+# somebody who looked at another class.
+ENOUGH = 5
 LIKELY = 0.9
 
 
@@ -35,11 +38,11 @@ class Band:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What to expect of the candidates of one class that wait in bands where some were judged.
+    """What to expect of the candidates of one class that wait in bands where enough were judged.
 
     expected: how many of them are right, with a 95% interval; precision: their share, with its
-    own; all None where none of them waits, or nobody has judged any. unjudged: candidates that wait
-    in the other bands, of which nothing is known. verdict: `yes`, `likely`, `open`, `unlikely` or
+    own; all None where there is no such band. unjudged: candidates that wait in the other bands, of
+    which nothing is known. verdict: `yes`, `likely`, `open`, `unlikely` or
     `no`, whether the class gets what it lacks; chance: of that, from the judged bands alone.
     """
 
@@ -61,7 +64,7 @@ def outlook(bands: Sequence[Band], lacks: int) -> Outlook:
     well as the judged ones tell, and the rest is drawn from it.
     """
     waiting = sum(one.waiting for one in bands)
-    known = [one for one in bands if one.judged and one.waiting]
+    known = [one for one in bands if one.judged >= ENOUGH and one.waiting]
     told = sum(one.waiting for one in known)
     unjudged = waiting - told
     if not known:
@@ -106,5 +109,5 @@ def _verdict(lacks: int, waiting: int, unjudged: int, chance: float) -> str:
         return "no"
     if chance >= LIKELY:
         return "likely"
-    # those that nobody has judged may still do it
+    # those of which nothing is known may still do it
     return "unlikely" if chance <= 1 - LIKELY and unjudged == 0 else "open"
