@@ -65,7 +65,10 @@ Precision = Annotated[
 ]  # fmt: skip
 
 OfVersion = Annotated[
-    int | None, typer.Option("--version", help="Whose answers; by default the newest's.")
+    int | None,
+    typer.Option(
+        "--version", help="Whose answers; by default the newest's that is not throw-away."
+    ),
 ]
 OfPool = Annotated[str | None, typer.Option("--pool", help="This pool alone, as s3://PREFIX.")]
 Limit = Annotated[int, typer.Option("--limit", help="How many pictures, at most.", min=1)]

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from records import pools, versions
 from records.nearness import NEAR_BITS
 from records.snapshots import USABLE
-from records.tables import Embedding, Pool
+from records.tables import Embedding
 from vision import variety
 from vision.plan import Plan
 
@@ -41,6 +41,10 @@ class UnknownClass(LookupError):
 
 class NothingAnswered(LookupError):
     """The version has answered no pool."""
+
+
+class UnknownPool(LookupError):
+    """No identification has read such a pool."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def look_alike(
     if below is None:
         below = session.scalar(text(_THRESHOLD), {"version": asked.version_id}) or LOW
     rows = session.execute(
-        text(_answers(asked, _condition(predicted=name, below=below), "confidence", _NEW)),
+        text(_answers(asked, _condition(predicted=name, below=below), _LEAST_SURE, _NEW)),
         asked.values | {"class": name, "below": below, "limit": COMPARED},
     )
     distinct = _without_copies(_candidates(rows))
@@ -224,7 +228,7 @@ def unknown(
     if asked is None:
         return NONE
     rows = session.execute(
-        text(_answers(asked, _ONCE_UNKNOWN, "confidence DESC", _STILL_UNKNOWN)),
+        text(_answers(asked, _ONCE_UNKNOWN, _SUREST, _STILL_UNKNOWN)),
         asked.values | {"limit": most},
     )
     told = f"unknown: version {asked.version_id} on what nobody could name before it"
@@ -244,7 +248,7 @@ def junk(
         return NONE
     below = _bound("below", below)
     rows = session.execute(
-        text(_answers(asked, _condition(below=below), "confidence", _NEW)),
+        text(_answers(asked, _condition(below=below), _LEAST_SURE, _NEW)),
         asked.values | {"below": below, "limit": most},
     )
     told = f"junk: what version {asked.version_id} is least sure of"
@@ -274,7 +278,7 @@ def matching(
         raise BadFilter(f"--above {above:g} --below {below:g} leave nothing between: swap them")
     condition = _condition(predicted=name, below=below, above=above)
     rows = session.execute(
-        text(_answers(asked, condition, "confidence DESC", _NEW if new else "true")),
+        text(_answers(asked, condition, _SUREST, _NEW if new else "true")),
         asked.values | {"class": name, "below": below, "above": above, "limit": most},
     )
     words = [f"version {asked.version_id}"]
@@ -309,14 +313,20 @@ class _Asked:
 def _asked(
     session: Session, version_id: int | None, pool: str | None, most: int
 ) -> _Asked | None:
-    """What a filter asks for, the newest version if none is said; None if nobody ever answered."""
+    """What a filter asks for; None if nobody ever answered.
+
+    version_id: the newest that has answered, throw-away versions aside, if none is said.
+    """
     if most < 1:
         raise BadFilter(f"--limit {most}: ask for 1 or more")
     pool_id = None if pool is None else _pool(session, pool)
     if version_id is None:
-        newest = _NEWEST if pool_id is None else _NEWEST_OF_POOL
-        version_id = session.scalar(text(newest), {"pool": pool_id})
+        version_id = session.scalar(text(_NEWEST), {"pool": pool_id})
     if version_id is None:
+        if thrown := session.scalar(text(_NEWEST_THROWAWAY), {"pool": pool_id}):
+            raise NothingAnswered(
+                f"only throw-away versions have answered yet: --version {thrown} asks the newest"
+            )
         return None
     version = versions.get(session, version_id)
     if not session.scalar(text(_HAS_ANSWERED), {"version": version_id}):
@@ -329,11 +339,15 @@ def _asked(
     return _Asked(version_id, tuple(version.class_names), pool_id, most)
 
 
-_NEWEST = "SELECT version_id FROM pool_answers ORDER BY version_id DESC LIMIT 1"
-_NEWEST_OF_POOL = """
-    SELECT max(i.version_id) FROM identifications i WHERE i.pool_id = :pool
-       AND EXISTS (SELECT 1 FROM pool_answers a WHERE a.version_id = i.version_id)
+_ANSWERED = """
+    SELECT max(v.id) FROM versions v WHERE {} AND EXISTS (
+        SELECT 1 FROM identifications i WHERE i.version_id = v.id
+          AND (CAST(:pool AS bigint) IS NULL OR i.pool_id = :pool))
+      AND EXISTS (SELECT 1 FROM pool_answers a WHERE a.version_id = v.id)
 """
+# Not the view `latest`: its version may not have been asked yet, and the champion may be another.
+_NEWEST = _ANSWERED.format("v.purpose <> 'throwaway'")
+_NEWEST_THROWAWAY = _ANSWERED.format("v.purpose = 'throwaway'")
 _HAS_ANSWERED = "SELECT EXISTS (SELECT 1 FROM pool_answers WHERE version_id = :version)"
 _THRESHOLD = """
     SELECT threshold FROM identifications WHERE version_id = :version AND threshold IS NOT NULL
@@ -343,14 +357,13 @@ _THRESHOLD = """
 
 def _pool(session: Session, name: str) -> int:
     prefix = name.removeprefix("s3://").strip("/") + "/"
-    found = session.scalar(select(Pool.id).where(Pool.prefix == prefix))
-    if found is None:
-        known = session.scalars(select(Pool.prefix)).all()
-        raise pools.UnknownPool(
+    known = {one.prefix: one.id for one in pools.listed(session)}
+    if prefix not in known:
+        raise UnknownPool(
             f"s3://{prefix} was never identified{_meant(prefix, known)}: "
             f"`regraft identify s3://{prefix}`"
         )
-    return found
+    return known[prefix]
 
 
 def _known_class(asked: _Asked, name: str) -> str:
@@ -634,13 +647,19 @@ _STILL_UNKNOWN = """
 """
 
 
+# Equals have an order, too, so that who asks again sees the same; each is the other reversed, as an
+# index is read.
+_SUREST = "a.confidence DESC, a.sha256"
+_LEAST_SURE = "a.confidence, a.sha256 DESC"
+
+
 def _answers(asked: _Asked, condition: str, order: str, spoken: str) -> str:
     """SQL for the first answers of a version that meet a condition and one on what was said."""
     return f"""
         SELECT {_columns(*_AS_ANSWERED)} FROM pool_answers a {_PICTURE}
         WHERE a.version_id = :version AND {condition} AND {_in_pool(asked)}
           AND {spoken}
-        ORDER BY a.{order} LIMIT :limit
+        ORDER BY {order} LIMIT :limit
     """  # noqa: S608
 
 
@@ -651,7 +670,7 @@ def _of_classes(asked: _Asked) -> str:
             SELECT {_columns(*_AS_ANSWERED)} FROM pool_answers a {_PICTURE}
             WHERE a.version_id = :version AND a.predicted = w.name AND {_in_pool(asked)}
               AND {_NEW}
-            ORDER BY a.confidence DESC LIMIT :each) found
+            ORDER BY {_SUREST} LIMIT :each) found
         UNION ALL
         SELECT found.* FROM unnest(CAST(:targets AS text[])) AS w (name) CROSS JOIN LATERAL (
             SELECT {_columns(*_AS_TARGET)}
@@ -659,5 +678,5 @@ def _of_classes(asked: _Asked) -> str:
             JOIN pool_answers a ON a.version_id = s.version_id AND a.sha256 = s.sha256 {_PICTURE}
             WHERE s.version_id = :version AND s.class_name = w.name AND {_in_pool(asked)}
               AND {_new("s.class_name")}
-            ORDER BY s.confidence DESC LIMIT :each) found
+            ORDER BY s.confidence DESC, s.sha256 LIMIT :each) found
     """  # noqa: S608

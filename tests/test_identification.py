@@ -169,9 +169,11 @@ def test_everything_is_answered_once(world: World, monkeypatch: pytest.MonkeyPat
     world.check()
     assert set(answered(world).values()) == {1}
     with world.transaction() as session:
-        row = pools.get(session, POOL)
-        problems = {one.key: one.problem for one in pools.unreadable(session, row.id)}
-    assert (row.objects, row.unreadable, row.images) == (35, 3, 31)
+        [pool] = pools.listed(session)
+        problems = {one.key: one.problem for one in pools.unreadable(session, pool.id)}
+    assert pool.prefix == POOL
+    assert world.ask("SELECT count(*) FROM pool_objects") == [(35,)]
+    assert world.ask("SELECT count(*) FROM pool_images") == [(31,)]
     assert "damaged JPEG" in problems.pop(f"{POOL}broken.jpg")
     assert "0 bytes" in problems.pop(f"{POOL}empty.png")
     assert "the character U+000A" in problems.pop(f"{POOL}line\nbreak.png")

@@ -274,9 +274,13 @@ def upgrade() -> None:
     op.create_index(
         "ix_pool_answers_class",
         "pool_answers",
-        ["version_id", "predicted", sa.text("confidence DESC")],
+        ["version_id", "predicted", sa.text("confidence DESC"), "sha256"],
     )
-    op.create_index("ix_pool_answers_confidence", "pool_answers", ["version_id", "confidence"])
+    op.create_index(
+        "ix_pool_answers_confidence",
+        "pool_answers",
+        ["version_id", sa.text("confidence DESC"), "sha256"],
+    )
     op.create_table(
         "target_scores",
         sa.Column("version_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -299,7 +303,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_target_scores_best",
         "target_scores",
-        ["version_id", "class_name", sa.text("confidence DESC")],
+        ["version_id", "class_name", sa.text("confidence DESC"), "sha256"],
     )
     op.create_table(
         "embeddings",
