@@ -43,7 +43,7 @@ from benchmarks.photographs import photographs
 from benchmarks.services import services
 from vision.fitting import keep_freed_memory
 from vision.images import examine
-from vision.network import build, save
+from vision.network import Loaded, build, save
 from vision.plan import Plan
 from vision.prediction import device_named
 
@@ -245,11 +245,13 @@ def family(process: int) -> list[int]:
 def measured(keys: Mapping[str, str], device: Any) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """All rows, and what to say about them."""
     from infra import settings
+    from tasks.evaluation import choose_engine
 
-    identified(SMALL_POOL, a_version(0))  # measures the engines, once for this machine
+    network = build(PLAN, NAMES).eval()
+    choose_engine(Loaded(network, NAMES, PLAN), len(keys))  # measured once for this machine
     few = identified(SMALL_POOL, a_version(1))
     print(f"  {few}", flush=True)
-    forwards = dict(engines(build(PLAN, NAMES).eval(), PLAN, device))
+    forwards = dict(engines(network, PLAN, device))
     best = max(turns(forwards).values(), key=lambda one: one.median).name
     alone = transport(list(keys)[:SAMPLE], settings.load().workers)
     for warm_up in alone.values():
