@@ -135,7 +135,6 @@ def answer_all(prefix: str, version: int) -> None:
     """What each process does: begin an identification or join it, and answer until all is done."""
     from tasks.identification import answer, begin
 
-    keep_freed_memory()
     answer.fn(begin(prefix, version))
 
 

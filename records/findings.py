@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from records import pools, versions
 from records.nearness import NEAR_BITS
 from records.snapshots import USABLE
-from records.tables import Embedding
 from vision import variety
 from vision.plan import Plan
 
@@ -440,7 +439,7 @@ def _offered(
     each = max(-(-asked.most // len(needs)), min(OF_A_CLASS, COMPARED // len(needs)))
     targets: set[str] = set(session.scalar(text(_TARGETS), {"version": asked.version_id}) or ())
     names = [one.class_name for one in needs]
-    rows = session.execute(
+    found = session.execute(
         text(_of_classes(asked)),
         asked.values
         | {
@@ -450,22 +449,20 @@ def _offered(
         },
     )
     by_class: dict[str, list[_Candidate]] = {name: [] for name in names}
-    for one in sorted(_candidates(rows), key=lambda one: _best_first(one.found)):
+    for one in sorted(_candidates(found), key=lambda one: _best_first(one.found)):
         by_class[one.found.class_name].append(one)
     distinct = {name: _without_copies(some) for name, some in by_class.items()}
     features = _features(
         session, asked.version_id, [one for some in distinct.values() for one in some]
     )
-    chosen = {
-        name: _varied([one.found for one in some], features, asked.most)
-        for name, some in distinct.items()
-    }
-    shares = _in_turn([len(some) for some in chosen.values()], asked.most)
-    shown = [
-        replace(row, usable=need.usable, real=need.real)
-        for need, share in zip(needs, shares, strict=True)
-        for row in sorted(chosen[need.class_name][:share], key=_best_first)
-    ]
+    shares = _in_turn([len(some) for some in distinct.values()], asked.most)
+    shown: list[Found] = []
+    for need, share in zip(needs, shares, strict=True):
+        rows = [one.found for one in distinct[need.class_name]]
+        shown += [
+            replace(row, usable=need.usable, real=need.real)
+            for row in sorted(_varied(rows, features, share), key=_best_first)
+        ]
     return Findings(told, tuple(shown))
 
 
@@ -482,7 +479,7 @@ _TARGETS = """
 def _varied(
     rows: Sequence[Found], features: Mapping[str, bytes], most: int
 ) -> list[Found]:
-    if not rows:
+    if not most:
         return []
     vectors = variety.unit([features.get(row.sha256) for row in rows])
     worth = np.array([row.confidence for row in rows], dtype=np.float32)
@@ -558,9 +555,10 @@ def _without_copies(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     first = variety.firsts(
         [one.dhash for one in candidates], [one.dhash_mirror for one in candidates], NEAR_BITS
     )
-    alike = np.bincount(first, minlength=len(candidates))
+    alike = np.bincount(first, minlength=len(candidates)).tolist()
     return [
-        replace(one, found=replace(one.found, copies=int(alike[place]) - 1))
+        one if alike[place] == 1
+        else replace(one, found=replace(one.found, copies=alike[place] - 1))
         for place, one in enumerate(candidates)
         if first[place] == place
     ]
@@ -570,17 +568,25 @@ def _features(
     session: Session, version_id: int, candidates: Iterable[_Candidate]
 ) -> dict[str, bytes]:
     """What is stored of them, by digest; those of a swept version are gone."""
-    query = select(Embedding.sha256, Embedding.features).where(
-        Embedding.version_id == version_id,
-        Embedding.sha256.in_([one.found.sha256 for one in candidates]),
+    rows = session.execute(
+        text(
+            """
+            SELECT sha256, features FROM embeddings
+            WHERE version_id = :version AND sha256 = ANY(:digests)
+            """
+        ),
+        {"version": version_id, "digests": [one.found.sha256 for one in candidates]},
     )
-    return dict(session.execute(query).tuples().all())
+    return {sha256: bytes(features) for sha256, features in rows}
 
 
 # The picture of an answer a: an object that is there, and the last word of a person. Each is one
-# look into an index, so that a query which is done after so many answers has looked at no more.
+# look into an index, so that a query which is done after so many answers has looked at no more;
+# LIMIT keeps Postgres from reading all pictures instead.
 _PICTURE = """
-    JOIN pool_images i ON i.sha256 = a.sha256
+    JOIN LATERAL (
+        SELECT p.mark, p.dhash, p.dhash_mirror FROM pool_images p
+        WHERE p.sha256 = a.sha256 LIMIT 1) i ON true
     JOIN LATERAL (
         SELECT p.prefix, o.key, o.etag FROM pool_objects o JOIN pools p ON p.id = o.pool_id
         WHERE o.sha256 = a.sha256 AND o.gone_at IS NULL
