@@ -192,10 +192,8 @@ def embeddings(digests: list[str], predicted: Any, random: Any) -> Iterator[str]
         rows = middles[some] + noise[random.integers(0, len(noise), len(some))]
         words = np.maximum(rows, 0).astype("<f2").tobytes().hex()
         size = 4 * WIDTH
-        yield "".join(
-            f"2\t{digest}\t\\\\x{words[place * size:(place + 1) * size]}\n"
-            for place, digest in enumerate(digests[start : start + TOGETHER])
-        )
+        for place, digest in enumerate(digests[start : start + TOGETHER]):
+            yield f"2\t{digest}\t\\\\x{words[place * size:(place + 1) * size]}\n"
 
 
 # --- asking -----------------------------------------------------------------------------------

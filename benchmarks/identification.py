@@ -76,6 +76,8 @@ def main() -> None:
     part = Part(PART, f"Identification of {len(keys):,} images", rows, notes, (), bench.facts())
     if given.size == IMAGES:
         part.save("cuda" if given.gpu else "cpu")
+    else:
+        print(part)
 
 
 # --- the pools --------------------------------------------------------------------------------
