@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -313,6 +313,20 @@ def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
     answer.fn(begin(POOL, 1))
     marks = "SELECT mark, mark_sha256 FROM pool_images WHERE mark IS NOT NULL ORDER BY 1"
     assert world.ask(marks) == [("library", exact), ("near library", near)]
+
+
+def test_a_long_listing_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is chosen for far more than are listed so far, or for what there is at its end."""
+    fill(world.storage, 5)
+    number = begin(POOL, 1)
+    with world.transaction() as session:
+        row = identifications.get(session, number)
+    identification._list(row, threading.Event())
+    monkeypatch.setattr(identification, "MANY", 4)
+    listing: Future[None] = Future()
+    assert identification._expected(number, listing) == 50
+    listing.set_result(None)
+    assert identification._expected(number, listing) == 5
 
 
 def test_what_cannot_be_identified_is_one_line(world: World, tmp_path: Path) -> None:
