@@ -84,9 +84,14 @@ def run(name: str, given: argparse.Namespace) -> bool:
     return done.returncode == 0
 
 
-def arguments(name: str) -> argparse.Namespace:
-    """What each part is called with: `gpu`, `data`, `weights`."""
+def arguments(name: str, size: int | None = None) -> argparse.Namespace:
+    """What each part is called with: `gpu`, `data`, `weights`.
+
+    size: how much there is to measure on, for parts that can be tried with less, which is not kept.
+    """
     parser = argparse.ArgumentParser(description=f"The part {name!r} of `make bench`")
+    if size is not None:
+        parser.add_argument("--size", type=int, default=size, help="less, to try it; nothing kept")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)

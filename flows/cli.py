@@ -67,7 +67,10 @@ Precision = Annotated[
                         min=0.001, max=1)
 ]  # fmt: skip
 OfVersion = Annotated[
-    int | None, typer.Option("--version", help="Whose answers; by default the newest's.")
+    int | None,
+    typer.Option(
+        "--version", help="Whose answers; by default the newest's that is not throw-away."
+    ),
 ]
 OfPool = Annotated[str | None, typer.Option("--pool", help="This pool alone, as s3://PREFIX.")]
 Limit = Annotated[int, typer.Option("--limit", help="How many pictures, at most.", min=1)]

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from records import pools, versions
 from records.nearness import NEAR_BITS
 from records.snapshots import USABLE
-from records.tables import Embedding, Pool
 from vision import variety
 from vision.plan import Plan
 
@@ -41,6 +40,10 @@ class UnknownClass(LookupError):
 
 class NothingAnswered(LookupError):
     """The version has answered no pool."""
+
+
+class UnknownPool(LookupError):
+    """No identification has read such a pool."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def look_alike(
     if below is None:
         below = session.scalar(text(_THRESHOLD), {"version": asked.version_id}) or LOW
     rows = session.execute(
-        text(_answers(asked, _condition(predicted=name, below=below), "confidence", _NEW)),
+        text(_answers(asked, _condition(predicted=name, below=below), _LEAST_SURE, _NEW)),
         asked.values | {"class": name, "below": below, "limit": COMPARED},
     )
     distinct = _without_copies(_candidates(rows))
@@ -224,7 +227,7 @@ def unknown(
     if asked is None:
         return NONE
     rows = session.execute(
-        text(_answers(asked, _ONCE_UNKNOWN, "confidence DESC", _STILL_UNKNOWN)),
+        text(_answers(asked, _ONCE_UNKNOWN, _SUREST, _STILL_UNKNOWN)),
         asked.values | {"limit": most},
     )
     told = f"unknown: version {asked.version_id} on what nobody could name before it"
@@ -244,7 +247,7 @@ def junk(
         return NONE
     below = _bound("below", below)
     rows = session.execute(
-        text(_answers(asked, _condition(below=below), "confidence", _NEW)),
+        text(_answers(asked, _condition(below=below), _LEAST_SURE, _NEW)),
         asked.values | {"below": below, "limit": most},
     )
     told = f"junk: what version {asked.version_id} is least sure of"
@@ -274,7 +277,7 @@ def matching(
         raise BadFilter(f"--above {above:g} --below {below:g} leave nothing between: swap them")
     condition = _condition(predicted=name, below=below, above=above)
     rows = session.execute(
-        text(_answers(asked, condition, "confidence DESC", _NEW if new else "true")),
+        text(_answers(asked, condition, _SUREST, _NEW if new else "true")),
         asked.values | {"class": name, "below": below, "above": above, "limit": most},
     )
     words = [f"version {asked.version_id}"]
@@ -309,14 +312,20 @@ class _Asked:
 def _asked(
     session: Session, version_id: int | None, pool: str | None, most: int
 ) -> _Asked | None:
-    """What a filter asks for, the newest version if none is said; None if nobody ever answered."""
+    """What a filter asks for; None if nobody ever answered.
+
+    version_id: the newest that has answered, throw-away versions aside, if none is said.
+    """
     if most < 1:
         raise BadFilter(f"--limit {most}: ask for 1 or more")
     pool_id = None if pool is None else _pool(session, pool)
     if version_id is None:
-        newest = _NEWEST if pool_id is None else _NEWEST_OF_POOL
-        version_id = session.scalar(text(newest), {"pool": pool_id})
+        version_id = session.scalar(text(_NEWEST), {"pool": pool_id})
     if version_id is None:
+        if thrown := session.scalar(text(_NEWEST_THROWAWAY), {"pool": pool_id}):
+            raise NothingAnswered(
+                f"only throw-away versions have answered yet: --version {thrown} asks the newest"
+            )
         return None
     version = versions.get(session, version_id)
     if not session.scalar(text(_HAS_ANSWERED), {"version": version_id}):
@@ -329,11 +338,15 @@ def _asked(
     return _Asked(version_id, tuple(version.class_names), pool_id, most)
 
 
-_NEWEST = "SELECT version_id FROM pool_answers ORDER BY version_id DESC LIMIT 1"
-_NEWEST_OF_POOL = """
-    SELECT max(i.version_id) FROM identifications i WHERE i.pool_id = :pool
-       AND EXISTS (SELECT 1 FROM pool_answers a WHERE a.version_id = i.version_id)
+_ANSWERED = """
+    SELECT max(v.id) FROM versions v WHERE {} AND EXISTS (
+        SELECT 1 FROM identifications i WHERE i.version_id = v.id
+          AND (CAST(:pool AS bigint) IS NULL OR i.pool_id = :pool))
+      AND EXISTS (SELECT 1 FROM pool_answers a WHERE a.version_id = v.id)
 """
+# Not the view `latest`: its version may not have been asked yet, and the champion may be another.
+_NEWEST = _ANSWERED.format("v.purpose <> 'throwaway'")
+_NEWEST_THROWAWAY = _ANSWERED.format("v.purpose = 'throwaway'")
 _HAS_ANSWERED = "SELECT EXISTS (SELECT 1 FROM pool_answers WHERE version_id = :version)"
 _THRESHOLD = """
     SELECT threshold FROM identifications WHERE version_id = :version AND threshold IS NOT NULL
@@ -343,14 +356,13 @@ _THRESHOLD = """
 
 def _pool(session: Session, name: str) -> int:
     prefix = name.removeprefix("s3://").strip("/") + "/"
-    found = session.scalar(select(Pool.id).where(Pool.prefix == prefix))
-    if found is None:
-        known = session.scalars(select(Pool.prefix)).all()
-        raise pools.UnknownPool(
+    known = {one.prefix: one.id for one in pools.listed(session)}
+    if prefix not in known:
+        raise UnknownPool(
             f"s3://{prefix} was never identified{_meant(prefix, known)}: "
             f"`regraft identify s3://{prefix}`"
         )
-    return found
+    return known[prefix]
 
 
 def _known_class(asked: _Asked, name: str) -> str:
@@ -427,7 +439,7 @@ def _offered(
     each = max(-(-asked.most // len(needs)), min(OF_A_CLASS, COMPARED // len(needs)))
     targets: set[str] = set(session.scalar(text(_TARGETS), {"version": asked.version_id}) or ())
     names = [one.class_name for one in needs]
-    rows = session.execute(
+    found = session.execute(
         text(_of_classes(asked)),
         asked.values
         | {
@@ -437,22 +449,20 @@ def _offered(
         },
     )
     by_class: dict[str, list[_Candidate]] = {name: [] for name in names}
-    for one in sorted(_candidates(rows), key=lambda one: _best_first(one.found)):
+    for one in sorted(_candidates(found), key=lambda one: _best_first(one.found)):
         by_class[one.found.class_name].append(one)
     distinct = {name: _without_copies(some) for name, some in by_class.items()}
     features = _features(
         session, asked.version_id, [one for some in distinct.values() for one in some]
     )
-    chosen = {
-        name: _varied([one.found for one in some], features, asked.most)
-        for name, some in distinct.items()
-    }
-    shares = _in_turn([len(some) for some in chosen.values()], asked.most)
-    shown = [
-        replace(row, usable=need.usable, real=need.real)
-        for need, share in zip(needs, shares, strict=True)
-        for row in sorted(chosen[need.class_name][:share], key=_best_first)
-    ]
+    shares = _in_turn([len(some) for some in distinct.values()], asked.most)
+    shown: list[Found] = []
+    for need, share in zip(needs, shares, strict=True):
+        rows = [one.found for one in distinct[need.class_name]]
+        shown += [
+            replace(row, usable=need.usable, real=need.real)
+            for row in sorted(_varied(rows, features, share), key=_best_first)
+        ]
     return Findings(told, tuple(shown))
 
 
@@ -469,7 +479,7 @@ _TARGETS = """
 def _varied(
     rows: Sequence[Found], features: Mapping[str, bytes], most: int
 ) -> list[Found]:
-    if not rows:
+    if not most:
         return []
     vectors = variety.unit([features.get(row.sha256) for row in rows])
     worth = np.array([row.confidence for row in rows], dtype=np.float32)
@@ -545,9 +555,10 @@ def _without_copies(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     first = variety.firsts(
         [one.dhash for one in candidates], [one.dhash_mirror for one in candidates], NEAR_BITS
     )
-    alike = np.bincount(first, minlength=len(candidates))
+    alike = np.bincount(first, minlength=len(candidates)).tolist()
     return [
-        replace(one, found=replace(one.found, copies=int(alike[place]) - 1))
+        one if alike[place] == 1
+        else replace(one, found=replace(one.found, copies=alike[place] - 1))
         for place, one in enumerate(candidates)
         if first[place] == place
     ]
@@ -557,17 +568,25 @@ def _features(
     session: Session, version_id: int, candidates: Iterable[_Candidate]
 ) -> dict[str, bytes]:
     """What is stored of them, by digest; those of a swept version are gone."""
-    query = select(Embedding.sha256, Embedding.features).where(
-        Embedding.version_id == version_id,
-        Embedding.sha256.in_([one.found.sha256 for one in candidates]),
+    rows = session.execute(
+        text(
+            """
+            SELECT sha256, features FROM embeddings
+            WHERE version_id = :version AND sha256 = ANY(:digests)
+            """
+        ),
+        {"version": version_id, "digests": [one.found.sha256 for one in candidates]},
     )
-    return dict(session.execute(query).tuples().all())
+    return {sha256: bytes(features) for sha256, features in rows}
 
 
 # The picture of an answer a: an object that is there, and the last word of a person. Each is one
-# look into an index, so that a query which is done after so many answers has looked at no more.
+# look into an index, so that a query which is done after so many answers has looked at no more;
+# LIMIT keeps Postgres from reading all pictures instead.
 _PICTURE = """
-    JOIN pool_images i ON i.sha256 = a.sha256
+    JOIN LATERAL (
+        SELECT p.mark, p.dhash, p.dhash_mirror FROM pool_images p
+        WHERE p.sha256 = a.sha256 LIMIT 1) i ON true
     JOIN LATERAL (
         SELECT p.prefix, o.key, o.etag FROM pool_objects o JOIN pools p ON p.id = o.pool_id
         WHERE o.sha256 = a.sha256 AND o.gone_at IS NULL
@@ -634,13 +653,19 @@ _STILL_UNKNOWN = """
 """
 
 
+# Equals have an order, too, so that who asks again sees the same; each is the other reversed, as an
+# index is read.
+_SUREST = "a.confidence DESC, a.sha256"
+_LEAST_SURE = "a.confidence, a.sha256 DESC"
+
+
 def _answers(asked: _Asked, condition: str, order: str, spoken: str) -> str:
     """SQL for the first answers of a version that meet a condition and one on what was said."""
     return f"""
         SELECT {_columns(*_AS_ANSWERED)} FROM pool_answers a {_PICTURE}
         WHERE a.version_id = :version AND {condition} AND {_in_pool(asked)}
           AND {spoken}
-        ORDER BY a.{order} LIMIT :limit
+        ORDER BY {order} LIMIT :limit
     """  # noqa: S608
 
 
@@ -651,7 +676,7 @@ def _of_classes(asked: _Asked) -> str:
             SELECT {_columns(*_AS_ANSWERED)} FROM pool_answers a {_PICTURE}
             WHERE a.version_id = :version AND a.predicted = w.name AND {_in_pool(asked)}
               AND {_NEW}
-            ORDER BY a.confidence DESC LIMIT :each) found
+            ORDER BY {_SUREST} LIMIT :each) found
         UNION ALL
         SELECT found.* FROM unnest(CAST(:targets AS text[])) AS w (name) CROSS JOIN LATERAL (
             SELECT {_columns(*_AS_TARGET)}
@@ -659,5 +684,5 @@ def _of_classes(asked: _Asked) -> str:
             JOIN pool_answers a ON a.version_id = s.version_id AND a.sha256 = s.sha256 {_PICTURE}
             WHERE s.version_id = :version AND s.class_name = w.name AND {_in_pool(asked)}
               AND {_new("s.class_name")}
-            ORDER BY s.confidence DESC LIMIT :each) found
+            ORDER BY s.confidence DESC, s.sha256 LIMIT :each) found
     """  # noqa: S608

@@ -19,19 +19,12 @@ from records.tables import Identification, Pool
 OVERLAP = timedelta(days=1)
 
 
-class UnknownPool(LookupError):
-    """No identification has read such a pool."""
-
-
 @dataclass(frozen=True)
 class PoolRow:
-    """One pool with what was read of it; images: distinct pictures, of objects that are there."""
+    """One pool."""
 
     id: int
     prefix: str
-    objects: int
-    unreadable: int
-    images: int
     created_at: datetime
 
 
@@ -76,27 +69,10 @@ def enter(session: Session, prefix: str) -> int:
     return session.execute(select(Pool.id).where(Pool.prefix == prefix)).scalar_one()
 
 
-def get(session: Session, prefix: str) -> PoolRow:
-    """The pool under this prefix; raises `UnknownPool`."""
-    rows = [row for row in listed(session) if row.prefix == prefix]
-    if not rows:
-        raise UnknownPool(f"s3://{prefix} was never identified: `regraft identify s3://{prefix}`")
-    return rows[0]
-
-
 def listed(session: Session) -> list[PoolRow]:
-    """Every pool that was read, the newest first."""
-    rows = session.execute(
-        text(
-            """
-            SELECT p.id, p.prefix, count(o.id), count(o.problem),
-                   count(DISTINCT o.sha256) FILTER (WHERE o.problem IS NULL), p.created_at
-            FROM pools p LEFT JOIN pool_objects o ON o.pool_id = p.id AND o.gone_at IS NULL
-            GROUP BY p.id ORDER BY p.id DESC
-            """
-        )
-    )
-    return [PoolRow(*row) for row in rows]
+    """Every pool that was ever identified, the newest first."""
+    query = select(Pool.id, Pool.prefix, Pool.created_at).order_by(Pool.id.desc())
+    return [PoolRow(*row) for row in session.execute(query)]
 
 
 def unreadable(session: Session, pool_id: int, most: int | None = None) -> list[Unreadable]:

@@ -1203,8 +1203,11 @@ class PoolAnswer(Base):
             ["identifications.id", "identifications.version_id"],
             ondelete="CASCADE",
         ),
-        Index("ix_pool_answers_class", "version_id", "predicted", text("confidence DESC")),
-        Index("ix_pool_answers_confidence", "version_id", "confidence"),
+        # the digest gives equals an order
+        Index(
+            "ix_pool_answers_class", "version_id", "predicted", text("confidence DESC"), "sha256"
+        ),
+        Index("ix_pool_answers_confidence", "version_id", text("confidence DESC"), "sha256"),
     )
 
     version_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -1230,7 +1233,9 @@ class TargetScore(Base):
             ["pool_answers.version_id", "pool_answers.sha256"],
             ondelete="CASCADE",
         ),
-        Index("ix_target_scores_best", "version_id", "class_name", text("confidence DESC")),
+        Index(
+            "ix_target_scores_best", "version_id", "class_name", text("confidence DESC"), "sha256"
+        ),
     )
 
     version_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)

@@ -27,8 +27,15 @@ from flows import finding
 from infra.embedded import Addresses
 from infra.storage import Listed
 from records import findings, identifications, pools, runs, snapshots, versions
-from records.findings import BadFilter, Findings, Found, NothingAnswered, UnknownClass
-from records.pools import ListedObject, ReadObject, UnknownPool
+from records.findings import (
+    BadFilter,
+    Findings,
+    Found,
+    NothingAnswered,
+    UnknownClass,
+    UnknownPool,
+)
+from records.pools import ListedObject, ReadObject
 from records.tables import PoolAct
 from vision import images, variety
 from vision.answers import Identified
@@ -122,7 +129,7 @@ BY_KEY = {
 
 @pytest.fixture(scope="module")
 def world(services: Addresses, template: str) -> Iterator[World]:
-    """A library of three classes, two pools, and two versions that answered them; only read."""
+    """A library of three classes, two pools, and versions that answered them; only read."""
     found = worlds.make(services, template)
     try:
         with worlds.inside(found):
@@ -130,9 +137,12 @@ def world(services: Addresses, template: str) -> Iterator[World]:
             with found.transaction() as session:
                 first, second = (_version(session, seed) for seed in range(2))
                 _version(session, 2)  # has answered nothing
+                thrown = _version(session, 3, "throwaway")
+                _version(session, 4, state="training")
             _identify(found, first, DAY, OKAPIS[:5] + STRAYS)
             _identify(found, second, DAY, [one for one in BY_KEY.values() if one not in LIONS])
             _identify(found, second, NIGHT, LIONS)
+            _identify(found, thrown, NIGHT, LIONS)
             yield found
     finally:
         worlds.drop(found)
@@ -156,15 +166,18 @@ def _library(world: World) -> None:
     assert world.ask("SELECT count(*) FROM images") == [(25,)]
 
 
-def _version(session: Session, seed: int) -> int:
-    """A trained version of nightly kind that knows CLASSES."""
-    run = runs.begin(session, "nightly", {}, None)
+def _version(
+    session: Session, seed: int, purpose: str = "nightly", state: str = "trained"
+) -> int:
+    """A version that knows CLASSES."""
+    run = runs.begin(session, purpose, {}, None)
     snapshots.record(session, "digest", "key", "policy", 6, None, 25, [])
     plan = {"architecture": "test_resnet", "seed": seed}
     version = versions.candidate(
-        session, run, "nightly", None, "digest", plan, f"plan {seed}", list(CLASSES)
+        session, run, purpose, None, "digest", plan, f"plan {seed}", list(CLASSES)
     )
-    versions.trained(session, version, f"checkpoint {seed}", {}, {}, 1.0, 1.0)
+    if state == "trained":
+        versions.trained(session, version, f"checkpoint {seed}", {}, {}, 1.0, 1.0)
     runs.close(session, run, "completed", None)
     return version
 
@@ -339,6 +352,32 @@ def test_free_filters_bound_class_and_confidence(session: Session) -> None:
     assert {row.version for row in findings.matching(session, version_id=1).rows} == {1}
 
 
+def test_a_throwaway_version_is_asked_by_its_number(session: Session) -> None:
+    """The newest that answered is asked, but for those that nobody keeps."""
+    for pool in (None, NIGHT):
+        assert {row.version for row in findings.matching(session, pool=pool).rows} == {2}
+    assert {row.version for row in findings.matching(session, version_id=4).rows} == {4}
+    session.execute(text("DELETE FROM pool_answers WHERE version_id < 4"))
+    with pytest.raises(NothingAnswered, match=r"only throw-away versions .* --version 4"):
+        findings.junk(session)
+    session.execute(text("DELETE FROM pool_answers"))
+    assert findings.junk(session) == findings.NONE
+
+
+def test_equals_have_one_order(session: Session) -> None:
+    """Pictures of one confidence come in the same order again, from either end."""
+    sure = [row.sha256 for row in findings.matching(session, "antelope", above=0.9).rows]
+    assert len(sure) == len(SURE)
+    assert sure == sorted(sure)
+    weak = [row.sha256 for row in findings.junk(session).rows if "stray" in row.key]
+    assert len(weak) == len(STRAYS)
+    assert weak == sorted(weak, reverse=True)
+    assert weak == [
+        row.sha256 for row in findings.junk(session, pool=DAY).rows if "stray" in row.key
+    ]
+    assert findings.matching(session, "antelope", most=2).rows[1].sha256 == sure[1]
+
+
 def test_what_is_gone_is_not_shown(session: Session) -> None:
     """An object that a later listing did not find is no picture that anyone could label."""
     session.execute(
@@ -353,6 +392,7 @@ def test_what_is_gone_is_not_shown(session: Session) -> None:
         ({"class_name": "okappi"}, UnknownClass, "did you mean 'okapi'?"),
         ({"class_name": "whale"}, UnknownClass, "version 2 knows no class 'whale'"),
         ({"version_id": 3}, NothingAnswered, "version 3 has answered no pool yet: `regraft"),
+        ({"version_id": 5}, NothingAnswered, "version 5 has answered no pool yet: it is training"),
         ({"version_id": 9}, versions.UnknownVersion, "there is no version 9"),
         ({"pool": "s3://pools/dya"}, UnknownPool, "did you mean 'pools/day/'?"),
         ({"below": float("nan")}, BadFilter, "--below nan: a confidence is between 0 and 1"),

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -169,9 +169,11 @@ def test_everything_is_answered_once(world: World, monkeypatch: pytest.MonkeyPat
     world.check()
     assert set(answered(world).values()) == {1}
     with world.transaction() as session:
-        row = pools.get(session, POOL)
-        problems = {one.key: one.problem for one in pools.unreadable(session, row.id)}
-    assert (row.objects, row.unreadable, row.images) == (35, 3, 31)
+        [pool] = pools.listed(session)
+        problems = {one.key: one.problem for one in pools.unreadable(session, pool.id)}
+    assert pool.prefix == POOL
+    assert world.ask("SELECT count(*) FROM pool_objects") == [(35,)]
+    assert world.ask("SELECT count(*) FROM pool_images") == [(31,)]
     assert "damaged JPEG" in problems.pop(f"{POOL}broken.jpg")
     assert "0 bytes" in problems.pop(f"{POOL}empty.png")
     assert "the character U+000A" in problems.pop(f"{POOL}line\nbreak.png")
@@ -311,6 +313,20 @@ def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
     answer.fn(begin(POOL, 1))
     marks = "SELECT mark, mark_sha256 FROM pool_images WHERE mark IS NOT NULL ORDER BY 1"
     assert world.ask(marks) == [("library", exact), ("near library", near)]
+
+
+def test_a_long_listing_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is chosen for far more than are listed so far, or for what there is at its end."""
+    fill(world.storage, 5)
+    number = begin(POOL, 1)
+    with world.transaction() as session:
+        row = identifications.get(session, number)
+    identification._list(row, threading.Event())
+    monkeypatch.setattr(identification, "MANY", 4)
+    listing: Future[None] = Future()
+    assert identification._expected(number, listing) == 50
+    listing.set_result(None)
+    assert identification._expected(number, listing) == 5
 
 
 def test_what_cannot_be_identified_is_one_line(world: World, tmp_path: Path) -> None:

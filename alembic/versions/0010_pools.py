@@ -276,9 +276,13 @@ def upgrade() -> None:
     op.create_index(
         "ix_pool_answers_class",
         "pool_answers",
-        ["version_id", "predicted", sa.text("confidence DESC")],
+        ["version_id", "predicted", sa.text("confidence DESC"), "sha256"],
     )
-    op.create_index("ix_pool_answers_confidence", "pool_answers", ["version_id", "confidence"])
+    op.create_index(
+        "ix_pool_answers_confidence",
+        "pool_answers",
+        ["version_id", sa.text("confidence DESC"), "sha256"],
+    )
     op.create_table(
         "target_scores",
         sa.Column("version_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -301,7 +305,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_target_scores_best",
         "target_scores",
-        ["version_id", "class_name", sa.text("confidence DESC")],
+        ["version_id", "class_name", sa.text("confidence DESC"), "sha256"],
     )
     op.create_table(
         "embeddings",
