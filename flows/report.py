@@ -108,13 +108,13 @@ def publish(
 
 
 def announce_near_cutoff(flow: object, flow_run: FlowRun, state: object) -> None:
-    """Tell Prefect of classes near the cutoff that no throw-away version knows, for automations.
+    """Tell Prefect of classes near the cutoff that a throw-away run would learn, for automations.
 
     A hook of the night: by then its lock is free, so that what the event starts can hold it.
     """
     with database.connect().transaction() as session:
         near = shortlists.near_cutoff(session, str(flow_run.id), NEARLY)
-    if all(one.known for one in near):
+    if not any(one.new for one in near):
         return
     emit_event(
         NEAR_CUTOFF,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,12 +18,14 @@ from infra import database
 from records import pools as known_pools
 from records import snapshots
 from tasks.evaluation import evaluate, is_scored_on_benchmark
-from tasks.identification import ADDRESS, BadPool, locate
+from tasks.identification import ADDRESS, BadPool, filled, locate
 from tasks.progress import courtesy
 from tasks.snapshot import freeze_snapshot
 from tasks.training import train_version, write_candidate
 from vision.plan import BadPlan, Plan
 from vision.scores import PRECISION
+
+log = logging.getLogger("regraft")
 
 
 @flow(name="throwaway", flow_run_name=report.run_name, retries=0, result_serializer="json")
@@ -79,14 +82,32 @@ def lowered(plan: Plan, cutoff: int) -> Plan:
 
 
 def chosen(pools: Sequence[str] | None) -> list[str]:
-    """The prefixes of these pools, or of all that were identified before; raises `BadPool`."""
+    """The prefixes of these pools, or of all that were identified before; raises `BadPool`.
+
+    One that is named must hold images; of those of before, the ones that are empty by now are left
+    out.
+    """
     if pools:
-        return [locate(word) for word in pools]
+        named = [locate(word) for word in pools]
+        for prefix in named:
+            filled(prefix)
+        return named
     with database.connect().transaction() as session:
         known = [one.prefix for one in known_pools.listed(session)]
-    if not known:
-        raise BadPool("no pool was identified yet: name one, --pool s3://PREFIX or --pool FOLDER")
-    return known
+    found = [prefix for prefix in known if _still_holds(prefix)]
+    if not found:
+        raise BadPool("no pool that was identified before holds images: name one, "
+                      "--pool s3://PREFIX or --pool FOLDER")  # fmt: skip
+    return found
+
+
+def _still_holds(prefix: str) -> bool:
+    try:
+        filled(prefix)
+    except BadPool as empty:
+        log.warning("left out: %s", empty)
+        return False
+    return True
 
 
 def near_cutoff(snapshot: str, cutoff: int) -> list[str]:

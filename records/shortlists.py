@@ -13,6 +13,8 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from records import snapshots
+
 
 class NoShortlist(LookupError):
     """No throw-away run has this number, or none has come to a version."""
@@ -109,38 +111,48 @@ def run(session: Session, run_id: int | None = None) -> ShortlistRun:
 
 @dataclass(frozen=True)
 class NearClass:
-    """A class that a run left out for want of a few images.
+    """A class that nights leave out for want of a few images.
 
-    known: whether the newest throw-away version has learned it.
+    new: a throw-away run would learn it, and the newest one has not.
     """
 
     run_id: int
     class_name: str
     has: int
     lacks: int
-    known: bool
+    new: bool
 
 
 def near_cutoff(session: Session, flow_run_id: str, share: float) -> list[NearClass]:
-    """Classes that have this share of the cutoff, and not all of it, as a flow run found them."""
-    rows = session.execute(
+    """Classes that now have this share of a flow run's cutoff, and not all of it, fullest first."""
+    row = session.execute(
         text(
             """
-            SELECT r.id, c.class_name, c.usable, r.cutoff - c.usable, c.class_name = ANY(coalesce((
-                       SELECT class_names FROM versions
-                       WHERE purpose = 'throwaway' AND state = 'trained'
-                       ORDER BY id DESC LIMIT 1), '{}'))
-            FROM (SELECT id, snapshot_digest, flow_run_id, CAST(plan->>'cutoff' AS int) AS cutoff
-                  FROM runs) r
-            -- not its own count of what is lacking: another cutoff may freeze the same snapshot
-            JOIN snapshot_classes c USING (snapshot_digest)
-            WHERE r.flow_run_id = :flow AND c.usable < r.cutoff AND c.usable >= :share * r.cutoff
-            ORDER BY c.usable DESC, c.class_name
+            SELECT id, CAST(plan->>'cutoff' AS int), CAST(plan->>'most' AS int) FROM runs
+            WHERE flow_run_id = :flow
             """
         ),
-        {"flow": flow_run_id, "share": share},
-    )
-    return [NearClass(*row) for row in rows]
+        {"flow": flow_run_id},
+    ).first()
+    if row is None:
+        return []
+    run_id, cutoff, most = row
+    lower, learned = session.execute(
+        text(
+            """
+            SELECT CAST(plan->>'cutoff' AS int), class_names FROM versions
+            WHERE purpose = 'throwaway' AND state = 'trained' ORDER BY id DESC LIMIT 1
+            """
+        )
+    ).first() or (0, [])
+    # Counted anew: the same snapshot is frozen again when only classes left out of it have grown.
+    near = [one for one in snapshots.counts(session, lower, most)
+            if share * cutoff <= one.usable < cutoff]  # fmt: skip
+    return [
+        NearClass(run_id, one.class_name, one.usable, cutoff - one.usable,
+                  one.class_name not in learned and one.lacks <= 0)
+        for one in sorted(near, key=lambda one: (-one.usable, one.class_name))
+    ]  # fmt: skip
 
 
 # What a person said of a picture last; a label that was dismissed no longer stands. Of the names

@@ -18,8 +18,10 @@ AT_ONCE = 10_000
 _DUE = """
     SELECT v.id FROM versions v
     WHERE v.purpose = 'throwaway' AND v.state = 'trained' AND v.swept_at IS NULL
-      AND greatest(v.trained_at, (SELECT max(coalesce(i.ended_at, i.started_at))
-                                  FROM identifications i WHERE i.version_id = v.id)) < now() - :age
+      AND greatest(v.trained_at, (
+              SELECT max(greatest(i.started_at, i.ended_at, s.done_at, s.lease_until))
+              FROM identifications i LEFT JOIN shards s ON s.identification_id = i.id
+              WHERE i.version_id = v.id)) < now() - :age
       AND NOT EXISTS (SELECT 1 FROM deployments p WHERE p.version_id = v.id)
       AND NOT EXISTS (SELECT 1 FROM versions c WHERE c.parent_id = v.id)
 """

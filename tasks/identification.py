@@ -123,6 +123,12 @@ def checked(prefix: str) -> str:
     return whole
 
 
+def filled(prefix: str) -> None:
+    """Raises `BadPool` for a pool without objects."""
+    if next(_images(storage.connect().list(prefix)), None) is None:
+        raise BadPool(f"s3://{prefix} holds no images: check the name, or upload some there")
+
+
 def begin(
     prefix: str,
     version_id: int,
@@ -136,9 +142,7 @@ def begin(
     threshold says whether an answer is shown, if the version has one for it. Raises `BadPool` for
     a pool without objects, `CannotIdentify`, and `Swept`.
     """
-    found = next(_images(storage.connect().list(prefix)), None)
-    if found is None:
-        raise BadPool(f"s3://{prefix} holds no images: check the name, or upload some there")
+    filled(prefix)
     with database.connect().transaction() as session:
         version = versions.unswept(session, version_id)
         if version.state != "trained":

@@ -30,10 +30,10 @@ from worlds import Story, World
 from flows import cli, deployments, shortlist
 from flows.identify import identify
 from flows.nightly import nightly
-from flows.throwaway import throwaway
+from flows.throwaway import chosen, throwaway
 from infra.database import Busy, run_lock
 from infra.embedded import Addresses
-from records import classes, sweeps, versions
+from records import classes, shortlists, sweeps, versions
 from records.labels import Wish
 from records.shortlists import Candidate, NoShortlist
 from records.versions import Swept, checkpoint_key
@@ -286,6 +286,15 @@ def test_only_what_nobody_needs_is_swept(shortlisted: World) -> None:
         with world.transaction() as session:
             assert sweeps.due(session, AT_ONCE) == [3]
             assert len(sweeps.checkpoints(session, [3])) == 1
+        world.act(
+            "UPDATE shards SET state = 'claimed', lease_until = now() + interval '1 minute', "
+            "done_at = NULL, keys = array_fill('k'::text, ARRAY[objects]), etags = "
+            "array_fill('e'::text, ARRAY[objects]), sizes = array_fill(1, ARRAY[objects]) "
+            "WHERE id = (SELECT max(id) FROM shards)"
+        )
+        with world.transaction() as session:
+            assert sweeps.due(session, AT_ONCE) == []  # a process answers with it
+        world.act("UPDATE shards SET lease_until = now() WHERE lease_until IS NOT NULL")
         with world.database() as database, run_lock(database), pytest.raises(Busy):
             sweep(AT_ONCE)
         world.act(
@@ -300,18 +309,55 @@ def test_only_what_nobody_needs_is_swept(shortlisted: World) -> None:
             assert sweeps.checkpoints(session, [3]) == set()
 
 
+def test_a_pool_that_was_emptied_is_left_out(shortlisted: World) -> None:
+    """Unless it is named, the others are answered as ever."""
+    with worlds.rows_of(shortlisted) as world, worlds.inside(world):
+        world.act("INSERT INTO pools (prefix) VALUES ('pools/emptied/')")
+        assert chosen(None) == [POOL]
+        with pytest.raises(BadPool, match="s3://pools/emptied/ holds no images"):
+            chosen(["s3://pools/emptied"])
+
+
+def test_near_the_cutoff_is_what_another_run_would_learn(shortlisted: World) -> None:
+    """As the library is now, though no new snapshot came of it; not what is too scarce for it."""
+    move = (
+        "UPDATE images SET class_id = (SELECT id FROM classes WHERE name = 'okapi') WHERE sha256 "
+        "IN (SELECT i.sha256 FROM images i JOIN classes c ON c.id = i.class_id "
+        "WHERE c.name = 'circle' AND i.split = 'train' AND i.withdrawn_at IS NULL LIMIT {})"
+    )
+    with worlds.rows_of(shortlisted) as world:
+
+        def near() -> dict[str, tuple[int, bool]]:
+            with world.transaction() as session:
+                found = shortlists.near_cutoff(session, "a night", 0.4)
+                return {one.class_name: (one.has, one.new) for one in found}
+
+        world.act(
+            "UPDATE runs SET flow_run_id = 'a night', plan = jsonb_set(plan, '{cutoff}', '20') "
+            "WHERE id = 2",
+            "INSERT INTO classes (name) VALUES ('okapi')",
+            move.format(LOWER - 1),
+        )
+        assert near() == {"ring": (RINGS, False), "circle": (15, False), "okapi": (9, False)}
+        world.act(move.format(1))
+        assert near() == {"ring": (RINGS, False), "circle": (14, False), "okapi": (10, True)}
+
+
 def test_what_cannot_be_is_refused_in_one_line(story: Story) -> None:
     """Before anything is trained, or asked in vain."""
     with worlds.rows_of(story.done) as world, worlds.inside(world):
         for cutoff in (0, 20, 21):
             with pytest.raises(BadPlan, match=f"cutoff={cutoff}: a throw-away run takes"):
                 throwaway(cutoff=cutoff, plan=PLAN)
-        with pytest.raises(BadPool, match="no pool was identified yet"):
+        with pytest.raises(BadPool, match="no pool that was identified before"):
             throwaway(cutoff=LOWER, plan=PLAN)
         with pytest.raises(BadPool, match="belongs to the library"):
             throwaway(cutoff=LOWER, plan=PLAN, pools=["s3://labelled/ring"])
+        with pytest.raises(BadPool, match="s3://pools/none/ holds no images"):
+            throwaway(cutoff=LOWER, plan=PLAN, pools=["s3://pools/none"])
         assert world.ask("SELECT count(*) FROM runs") == [(2,)]
-        skipped = throwaway(cutoff=13, plan=PLAN, pools=["s3://pools/none"])
+        world.storage.write("pools/some/1.png", b"looked at by nobody")
+        skipped = throwaway(cutoff=13, plan=PLAN, pools=["s3://pools/some"])
         assert (skipped.state, skipped.version_id) == ("skipped", None)
         assert skipped.reason == "no class has 13 to 19 usable images"
         for number in (None, 2, 99):
