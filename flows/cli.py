@@ -640,6 +640,8 @@ def shortlist(run: Annotated[int | None, typer.Argument(
             _print_json([dataclasses.asdict(one) for one in rows])
         elif as_csv:
             shortlists.write_candidates(rows)
+        elif not rows:
+            _say(f"no picture has a score of {shortlists.BANDS[0]} or more for {class_name!r}")
         else:
             _table(["score", "state", "key"], _literally(
                 (f"{one.score:.3f}", one.state, one.key) for one in rows))
