@@ -641,6 +641,7 @@ def shortlist(run: Annotated[int | None, typer.Argument(
     Example: regraft shortlist 12 --class okapi --csv > okapi.csv
     """
     from flows import shortlist as shortlists
+    from vision.outlook import BANDS
 
     if class_name is not None:
         rows = shortlists.candidates(class_name, run)
@@ -648,6 +649,8 @@ def shortlist(run: Annotated[int | None, typer.Argument(
             _print_json([dataclasses.asdict(one) for one in rows])
         elif as_csv:
             shortlists.write_candidates(rows)
+        elif not rows:
+            _say(f"no picture has a score of {BANDS[0]} or more for {class_name!r}")
         else:
             _table(["score", "state", "key"], _literally(
                 (f"{one.score:.3f}", one.state, one.key) for one in rows))
