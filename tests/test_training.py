@@ -17,7 +17,7 @@ from records import objects, runs, versions
 from tasks import checkpoints, pixels
 from tasks.pixels import Sources
 from tasks.snapshot import freeze_snapshot, read
-from tasks.training import HOPELESS, train_version, write_candidate
+from tasks.training import HOPELESS, machine, train_version, trained_by, write_candidate
 from vision import network as networks
 from vision.fitting import Diverged
 from vision.network import BadCheckpoint
@@ -138,6 +138,31 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     numbers = world.ask("SELECT number FROM epochs WHERE version_id = 2 ORDER BY number")
     assert numbers == [(n + 1,) for n in range(worlds.SECOND_PLAN.epochs)]
     assert list((world.folder / "training").iterdir()) == []
+
+
+def test_the_commit_is_gits_or_what_the_image_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no checkout can be asked, it is the setting; libraries are all that computed."""
+    monkeypatch.setenv("REGRAFT_COMMIT", "0123abc-dirty")
+    machine.cache_clear()
+    asked = machine()["commit"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    machine.cache_clear()
+    try:
+        assert machine()["commit"] == "0123abc-dirty"
+        assert asked is not None
+        assert asked != "0123abc-dirty"
+        monkeypatch.delenv("REGRAFT_COMMIT")
+        machine.cache_clear()
+        assert machine()["commit"] is None
+    finally:
+        machine.cache_clear()
+    plain, other = (trained_by({"features": name, "threads": 1})
+                    for name in ("eager float32", "onnxruntime float32"))  # fmt: skip
+    assert other["threads"] == 1
+    assert set(other["libraries"]) - set(plain["libraries"]) == {"onnxruntime"}
+    assert set(trained_by({})["libraries"]) == set(plain["libraries"])
 
 
 def closed(
