@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from vision.memory import out_of_memory
 from vision.plan import BadPlan, Plan
 
 logger = logging.getLogger(__name__)
@@ -435,7 +436,8 @@ def _timm_create(
 def _try_out(network: nn.Module, plan: Plan) -> None:
     """Raise `BadPlan` unless it answers a picture: timm checks arguments only when they are used.
 
-    Not all of them agree with each other, with the image size and with a single classifier.
+    Not all of them agree with each other, with the image size and with a single classifier. What
+    finds no memory is left to training, which knows what to do about it.
     """
     classes = len(class_names_of(network))
     try:
@@ -443,6 +445,8 @@ def _try_out(network: nn.Module, plan: Plan) -> None:
             shape = tuple(network(torch.zeros(1, 3, plan.image_size, plan.image_size)).shape)
         problem = None if shape == (1, classes) else f"it gives numbers of shape {shape}"
     except Exception as error:  # whatever a layer says of what it is given
+        if out_of_memory(error):
+            return
         problem = " ".join(f"{type(error).__name__}: {error}".split())
     if problem:
         raise BadPlan(f"{plan.architecture} with arguments={plan.arguments!r} and image_size="
