@@ -2,16 +2,19 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import nights
 import pytest
 import torch
 import worlds
 from worlds import BROKEN, Story, World
 
+from flows.nightly import nothing_new
 from infra.embedded import Addresses
 from records import objects, runs, versions
 from tasks import checkpoints, pixels
@@ -140,6 +143,32 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     assert list((world.folder / "training").iterdir()) == []
 
 
+def test_a_plan_of_before_is_trained_shown_and_compared(
+    story: Story, terminal: Callable[..., str]
+) -> None:
+    """A stored plan with fields that have no effect, which nobody may ask for now, stays whole."""
+    ignored: dict[str, Any] = {"unfreeze": 9, "effective_beta": 0.5}
+    older = replace(worlds.SECOND_PLAN, epochs=1, **ignored)
+    with after_two_nights(story) as (world, run_id, snapshot):
+        found = write_candidate.fn(run_id, "control", snapshot, older, 2)
+        train_version.fn(run_id, found)
+        [(plan, digest, stored)] = world.ask(
+            "SELECT plan, plan_digest, resolved FROM versions WHERE id = :v", v=found
+        )
+        assert (Plan.from_dict(plan), digest) == (older, older.digest())
+        assert stored["plan"].items() >= ignored.items()
+        assert checkpoints.load(found).plan.unfreeze == 9
+        assert "test_resnet" in terminal("show", str(found))
+
+        world.act(
+            worlds.FREE, "UPDATE runs SET plan = plan || '{\"unfreeze\": 9}'::jsonb WHERE id = 2"
+        )
+        again = replace(worlds.SECOND_PLAN, unfreeze=9)
+        told = nothing_new(snapshot, again, worlds.LIMITS, 2, 2)
+        assert told is not None
+        assert "serves already" in told
+
+
 def test_the_commit_is_gits_or_what_the_image_was_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +266,7 @@ def train_in_little_memory(
 def test_training_that_finds_no_memory_closes_its_candidate(story: Story) -> None:
     """Parts of one picture are tried, then the mend is named; with it, the same memory suffices."""
     fits = replace(worlds.SECOND_PLAN, recipe="scratch", epochs=1, batch_size=2, batch_norm="eval",
-                   most=worlds.SECOND_PLAN.cutoff)  # fmt: skip
+                   most=nights.IMAGES)  # fmt: skip
     large = replace(fits, image_size=1024)
     with after_two_nights(story) as (world, run_id, _):
         snapshot = freeze_snapshot.fn(run_id, fits)

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -350,14 +350,14 @@ class Plan:
             if getattr(self, name) != getattr(usual, name)
         }
 
-    def heeded(self, *, asked: Iterable[str] | None = None) -> "Plan":
+    def heeded(self, *, asked: Collection[str] | None = None) -> "Plan":
         """The plan, for whoever asks for a training; raises `BadPlan` where it ignores a field.
 
         asked: the fields that were asked for, where others come from a stored plan; None: all.
         """
-        ignored = self.ignored()
-        for name in ignored if asked is None else ignored.keys() & set(asked):
-            _refuse(self, name, ignored[name])
+        for name, reason in self.ignored().items():
+            if asked is None or name in asked:
+                _refuse(self, name, reason)
         return self
 
     @property
