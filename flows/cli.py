@@ -556,7 +556,7 @@ def _plan(plan_file: Path | None, fields: list[str] | None) -> Plan:
     """The plan of a file with single fields set over it."""
     from vision.plan import Plan
 
-    return Plan.from_dict(_fields(plan_file, fields))
+    return Plan.from_dict(_fields(plan_file, fields)).heeded()
 
 
 def _entrant(word: str, common: dict[str, Any]) -> Plan:
@@ -566,14 +566,14 @@ def _entrant(word: str, common: dict[str, Any]) -> Plan:
     if word.endswith(".json"):
         if not Path(word).is_file():
             raise BadPlan(f"{word} is not a file: name an architecture or a JSON file")
-        return Plan.from_dict(common | _fields(Path(word), None))
+        return Plan.from_dict(common | _fields(Path(word), None)).heeded()
     architecture, sign, size = word.partition("@")
     own: dict[str, Any] = {"architecture": architecture}
     if sign:
         if not size.isdecimal():
             raise BadPlan(f"{word}: write ARCHITECTURE@SIZE, with the size in pixels")
         own["image_size"] = int(size)
-    return Plan.from_dict(common | own)
+    return Plan.from_dict(common | own).heeded()
 
 
 def _fields(plan_file: Path | None, fields: list[str] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 from flows import report
 from flows.grid import Grid
 from flows.nightly import serving
-from flows.run import alone, one_run, pretrained, start_of
+from flows.run import alone, one_run, pretrained, refuse_targeted, start_of
 from flows.timeline import lasting
 from tasks.evaluation import evaluate, is_scored_on_benchmark
 from tasks.lineage import Beginning, Worth, beginning, between, compare, earlier, points
@@ -60,7 +60,9 @@ def afresh(
     From scratch there is no parent, whatever the lineage began with. Raises `BadPlan`, `NoRoot`.
     """
     bent = {"augmentation": begun.first.plan["augmentation"] | changes.get("augmentation", {})}
-    plan = Plan.from_dict(begun.first.plan | changes | bent)
+    plan = Plan.from_dict(begun.first.plan | changes | bent).heeded(asked=changes)
+    if "targeted" in changes:
+        refuse_targeted(plan)
     if root is None and plan.recipe == "scratch":
         return plan, None
     return plan, pretrained(root or begun.root, plan)

@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows import report
-from flows.run import Outcome, alone, one_run, pretrained
+from flows.run import Asked, Outcome, alone, one_run, pretrained
 from infra import database
 from records import benchmark, deployments, runs
 from tasks.evaluation import evaluate
@@ -34,7 +34,7 @@ log = logging.getLogger("regraft")
 # A failed run's error is stored whatever is asked; as JSON it cannot run code when it is read.
 @flow(name="nightly", flow_run_name=report.run_name, retries=0, result_serializer="json")
 def nightly(
-    plan: Plan = Plan(),  # noqa: B008  (frozen, and shown as defaults in Prefect)
+    plan: Asked = Plan(),  # noqa: B008  (frozen, and shown as defaults in Prefect)
     rules: Rules = Rules(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
     precision: Wished = PRECISION,

@@ -22,7 +22,7 @@ from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
 from tasks.snapshot import Listed
 from tasks.step import reading, timed, training
-from vision import distributed, temperature
+from vision import distributed, runtime, temperature
 from vision import network as networks
 from vision.calibration import Calibration
 from vision.fitting import (
@@ -243,11 +243,19 @@ def _keep(
                 **start,
                 "saved": "last" if plan.ema_decay is None else "average",
             },
-            machine() | fitted.machine,
+            trained_by(fitted.machine),
             float(seen.correct.mean()),
             fitted.validation_accuracy,
             heat,
         )
+
+
+def trained_by(chosen: dict[str, Any]) -> dict[str, Any]:
+    """This machine with what training chose on it, and the libraries that it computed with."""
+    here = machine()
+    engine = chosen.get("features")
+    own = runtime.named(engine).libraries if engine else {}
+    return here | chosen | {"libraries": here["libraries"] | own}
 
 
 @functools.cache
@@ -272,10 +280,13 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this program, `-dirty` behind it where files were changed since."""
+    """The commit of this program, `-dirty` behind it where files were changed since.
+
+    Where it is no checkout, as in an image, the one that the setting tells.
+    """
     # installed inside another project's checkout, it must not pass for a part of that
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
+        return settings.load().commit
     return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
 
 

@@ -277,6 +277,8 @@ def test_parameters_are_read_from_json() -> None:
     assert again["plan"] == nights.TINY_PLAN
     with pytest.raises(ParameterTypeError, match="epochs=0: use a whole number from 1"):
         nightly.validate_parameters({"plan": {"epochs": 0}})
+    with pytest.raises(ParameterTypeError, match="unfreeze=9: recipe='all' has one phase"):
+        nightly.validate_parameters({"plan": {"unfreeze": 9}})
     with pytest.raises(ParameterTypeError, match="epoch: Unexpected"):
         nightly.validate_parameters({"plan": {"epoch": 2}})
 

@@ -1,6 +1,7 @@
 """Plans are checked when written, and have one digest however they were spelled."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from flows.run import Asked
 from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
 
 
@@ -89,6 +91,54 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"class_weights": "none", "effective_beta": 0.5}, ["effective_beta=0.5", "'none' has no"]),
+        ({"effective_beta": 0.9}, ["effective_beta=0.9", "class_weights='effective-number'"]),
+        ({"unfreeze": 9}, ["unfreeze=9", "recipe='all' has one phase", "recipe='two-phase'"]),
+        ({"recipe": "scratch", "head_epochs": 3}, ["head_epochs=3", "recipe='scratch'"]),
+        ({"recipe": "inherit", "head_views": None}, ["head_views=None", "recipe='inherit'"]),
+        ({"recipe": "two-phase", "mixup": 0.2, "head_views": 7}, ["head_views=7", "leave it out"]),
+        ({"recipe": "two-phase", "cutmix": 1, "head_views": 1}, ["head_views=1", "mixup or cut"]),
+    ],
+)  # fmt: skip
+def test_what_a_plan_would_ignore_is_refused_and_what_is_stored_is_read(
+    values: dict[str, Any], words: list[str]
+) -> None:
+    """A field without effect is one line for whoever asks, here and on Prefect's pages.
+
+    Stored before it was refused, it is the plan that it was, down to its digest.
+    """
+    stored = Plan.from_dict(values)
+    assert Plan.from_dict(stored.to_dict()).digest() == stored.digest()
+    assert set(stored.ignored()) <= set(values)
+    assert stored.heeded(asked=["epochs"]) == stored
+    with pytest.raises(BadPlan) as caught:
+        stored.heeded()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    with pytest.raises(ValidationError, match=re.escape(words[0])):
+        TypeAdapter(Asked).validate_python(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"recipe": "two-phase", "unfreeze": 9, "head_epochs": 3, "head_views": 9},
+        {"recipe": "two-phase", "head_views": None, "mixup": 0.2},
+        {"recipe": "two-phase", "mixup": 0.2, "cutmix": 1.0},
+        {"class_weights": "effective-number", "effective_beta": 0.5},
+        {"recipe": "scratch", "head_epochs": 5},
+    ],
+)
+def test_what_a_plan_heeds_may_be_asked_for(values: dict[str, Any]) -> None:
+    """A field at its default, or one that has an effect, is nothing to complain about."""
+    assert Plan.from_dict(values).heeded() == TypeAdapter(Asked).validate_python(values)
 
 
 def test_no_mapping_is_no_plan() -> None:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import v2
 
-from vision import runtime
+from vision import memory, runtime
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
 from vision.features import AT_ONCE, Features, Pictures, split
@@ -66,13 +66,6 @@ RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
 # steps between two looks at the loss on a GPU, because each look waits for it
 LOOK_EVERY = 50
-# of torch's allocator on Linux and macOS, of the same on Windows, and of oneDNN, which gives no
-# reason: where it has another one, the smallest part fails as well, and its words are told
-CPU_WITHOUT_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
-    "could not create a primitive", "could not execute a primitive",
-    "could not create a memory object",
-)
 PhaseName = Literal["all", "head", "blocks"]
 
 
@@ -719,7 +712,7 @@ def _step(
             loss, right = _gradients(setting, batch, labels, own)
             break
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not memory.out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # here, where the error no longer holds on to what it was raised among
@@ -780,18 +773,6 @@ def _gradients(
 
 def _mixed_precision(setting: Setting) -> AbstractContextManager[object]:
     return autocast(setting.device, setting.bfloat16)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a step found no memory; on a CPU torch has no error of its own for it.
-
-    Where the system promises more memory than it has, as Linux does by default, it kills the
-    process instead, and nobody can answer that.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and any(words in said for words in CPU_WITHOUT_MEMORY)
 
 
 def _halve(setting: Setting, count: int, reason: str) -> None:

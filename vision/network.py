@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from vision.memory import out_of_memory
 from vision.plan import BadPlan, Plan
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ def build(plan: Plan, class_names: Sequence[str], weights: Path | None = None) -
 
     weights: the file on this machine that holds those, where `plan.weights` is no path of its own.
     The random start is a function of `plan.seed`. Raises `BadPlan` for an architecture or an
-    argument that timm does not know and for what needs a parent, `BadCheckpoint` for weights that
-    do not fit.
+    argument that timm does not know, for a network that cannot answer the plan's pictures and for
+    what needs a parent, `BadCheckpoint` for weights that do not fit.
     """
     if plan.recipe == "inherit":
         raise BadPlan("recipe='inherit': there is no parent whose head could be kept; train the "
@@ -75,6 +76,7 @@ def build(plan: Plan, class_names: Sequence[str], weights: Path | None = None) -
         raise BadPlan(f"shrink={plan.shrink:g}, perturb={plan.perturb:g}: there is no parent whose "
                       "weights could be changed; leave both out of the first version's plan")
     network = _create(plan, class_names, pretrained=plan.weights == "hub")
+    _try_out(network, plan)
     if plan.weights is not None and plan.weights != "hub":
         try:
             tensors = safetensors.torch.load_file(weights or plan.weights)
@@ -92,8 +94,8 @@ def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Mod
     `inherit`: there the parent's rows are kept for classes of the same name. Weights that come
     from the parent are shrunk and perturbed if the plan says so, running statistics are not. Where
     the plan gives no mean and std, the parent's apply. Raises `BadPlan` if the plan describes
-    another network than the parent's or keeps rows of which there are none, `BadCheckpoint` if
-    more or less than the head's own tensors is new.
+    another network than the parent's or one that cannot answer its pictures, or keeps rows of
+    which there are none, `BadCheckpoint` if more or less than the head's own tensors is new.
     """
     if plan.recipe == "scratch":
         raise BadPlan("recipe='scratch': it starts at random; leave the parent out")
@@ -104,6 +106,7 @@ def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Mod
         raise BadPlan(f"arguments={plan.arguments!r}: the parent was built with "
                       f"{parent.plan.arguments!r}; use those, or recipe='scratch'")
     network = _create(plan, class_names, pretrained=False)
+    _try_out(network, plan)
     theirs: Tensors = parent.network.state_dict()
     if plan.recipe == "inherit":
         _inherit_rows(network, theirs, parent.class_names, plan)
@@ -428,6 +431,27 @@ def _timm_create(
     if not isinstance(network, nn.Module):
         raise BadPlan(f"architecture={plan.architecture!r}: timm made no network of it")
     return network
+
+
+def _try_out(network: nn.Module, plan: Plan) -> None:
+    """Raise `BadPlan` unless it answers a picture: timm checks arguments only when they are used.
+
+    Not all of them agree with each other, with the image size and with a single classifier. What
+    finds no memory is left to training, which knows what to do about it.
+    """
+    classes = len(class_names_of(network))
+    try:
+        with _evaluating(network), torch.no_grad():
+            shape = tuple(network(torch.zeros(1, 3, plan.image_size, plan.image_size)).shape)
+        problem = None if shape == (1, classes) else f"it gives numbers of shape {shape}"
+    except Exception as error:  # whatever a layer says of what it is given
+        if out_of_memory(error):
+            return
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+    if problem:
+        raise BadPlan(f"{plan.architecture} with arguments={plan.arguments!r} and image_size="
+                      f"{plan.image_size} cannot tell {classes} classes ({problem}); change one "
+                      "of the three")
 
 
 def _shrunk(theirs: Tensor, fresh: Tensor, plan: Plan) -> Tensor:

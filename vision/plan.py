@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -326,6 +326,39 @@ class Plan:
         if self.recipe == "two-phase":
             _refuse(self, name, "its head phase needs the backbone as the parent left it; use "
                     "recipe='all' or 'inherit'")
+
+    def ignored(self) -> dict[str, str]:
+        """The fields that were changed and have no effect, each with the reason.
+
+        Not refused with the other contradictions: plans that were stored are read back, and are
+        the same plan for ever.
+        """
+        reasons: dict[str, str] = {}
+        if self.recipe != "two-phase":
+            phased = ("head_epochs", "head_views", "unfreeze")
+            reasons |= dict.fromkeys(phased, f"recipe={self.recipe!r} has one phase; use "
+                                     "recipe='two-phase', or leave it out")
+        elif self.mixes and self.head_views is not None:
+            reasons["head_views"] = ("with mixup or cutmix nothing is computed once for several "
+                                     "epochs; leave it out")
+        if self.class_weights != "effective-number":
+            reasons["effective_beta"] = (f"class_weights={self.class_weights!r} has no beta; use "
+                                         "class_weights='effective-number', or leave it out")
+        usual = Plan()
+        return {
+            name: reason for name, reason in reasons.items()
+            if getattr(self, name) != getattr(usual, name)
+        }
+
+    def heeded(self, *, asked: Collection[str] | None = None) -> "Plan":
+        """The plan, for whoever asks for a training; raises `BadPlan` where it ignores a field.
+
+        asked: the fields that were asked for, where others come from a stored plan; None: all.
+        """
+        for name, reason in self.ignored().items():
+            if asked is None or name in asked:
+                _refuse(self, name, reason)
+        return self
 
     @property
     def shrinks(self) -> bool:
