@@ -31,11 +31,11 @@ from vision.fitting import (
     Epoch,
     Examples,
     Fitted,
-    TooLarge,
     fingerprint,
     fit,
     resolved,
 )
+from vision.memory import TooLarge
 from vision.network import BadCheckpoint
 from vision.pixels import Pixels
 from vision.plan import BadPlan, Plan

@@ -237,6 +237,25 @@ def test_a_head_that_is_not_the_end_learns_through_the_network(
     assert [one.train_loss for one in epochs] == [one.train_loss for one in expected]
 
 
+def test_a_backbone_without_memory_takes_fewer_pictures(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The head is the same, though at most seven pictures go through the backbone at once."""
+    narrow = build(HEAD, NAMES)
+    narrow.layer3.register_forward_pre_hook(no_more_than_seven)  # type: ignore[union-attr]
+    with caplog.at_level(logging.WARNING):
+        network, _ = after_the_head_phase(HEAD, examples(cache), tmp_path / "narrow", narrow)
+    assert "7 at a time" in caplog.text
+    whole, _ = after_the_head_phase(HEAD, examples(cache), tmp_path / "whole")
+    assert apart(whole, network, HEAD) < ROUNDING
+
+
+def no_more_than_seven(_: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Be out of memory as torch is."""
+    if len(inputs[0]) > 7:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 @pytest.mark.parametrize(
     ("architecture", "size"),
     [

@@ -24,7 +24,6 @@ from vision.fitting import (
     Diverged,
     Epoch,
     Examples,
-    TooLarge,
     batches,
     class_weights,
     fingerprint,
@@ -33,6 +32,7 @@ from vision.fitting import (
     rate_factor,
     resolved,
 )
+from vision.memory import TooLarge
 from vision.network import (
     Loaded,
     build,
@@ -437,6 +437,22 @@ def test_out_of_memory_splits_the_batch_and_not_the_plan(
     losses = [[epoch.train_loss for epoch in fitted.epochs] for fitted in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
+
+
+def test_a_measured_machine_without_memory_splits_the_batch_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is long enough to be measured learns as well, though no trial fits."""
+    plan = replace(PLAN, precision="auto", channels_last=None, batch_norm="eval", epochs=200)
+
+    def stop(_: Epoch) -> None:
+        raise KilledError
+
+    with caplog.at_level(logging.WARNING), pytest.raises(KilledError):
+        fit(Narrow(build(plan, NAMES), 3), plan, TRAIN, VALIDATION, tmp_path, "cpu", on_epoch=stop)
+    assert "gradients of 2 images at a time" in caplog.text
+    _, facts = read_tensors((tmp_path / "resume.safetensors").read_bytes(), "state")
+    assert facts["machine"]["chosen"] == "too little memory to measure"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
