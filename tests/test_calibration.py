@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from vision import trials
 from vision.calibration import Calibration
 from vision.network import build
-from vision.plan import Plan
-from vision.trials import Way
+from vision.plan import BadPlan, Plan, Way
 
 PLAN = Plan(architecture="test_resnet", image_size=32, batch_size=9, epochs=1000)
 CPU = torch.device("cpu")
@@ -107,6 +106,19 @@ def test_a_plan_that_names_everything_is_not_measured() -> None:
     chosen = trials.choose(NETWORK, plan, CPU, 10**9, batches, Calibration(), threads=1)
     assert (chosen.way, chosen.reason) == (Way("bfloat16", True, 1), "by the plan")
     assert batches.asked == 0
+
+
+def test_a_plan_that_names_the_way_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolved plan goes its way, whatever was measured; where it cannot, the mend is named."""
+    way = Way("bfloat16", True, 2, compiled=True, features="eager float32")
+    plan, batches = replace(PLAN, way=way), Batches()
+    chosen = trials.choose(NETWORK, plan, CPU, 10**9, batches, Calibration(), threads=1)
+    assert (chosen.way, chosen.reason, batches.asked) == (way, "by the plan", 0)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    with pytest.raises(BadPlan, match=r"way=.*compiled: there is no C\+\+ compiler .* leave way"):
+        trials.choose(NETWORK, plan, CPU, 10**9, batches, Calibration(), threads=1)
 
 
 def test_fewer_threads_are_tried_where_they_are_not_given() -> None:

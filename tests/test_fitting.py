@@ -44,7 +44,7 @@ from vision.network import (
     save,
     warm_start,
 )
-from vision.plan import Augmentation, BadPlan, Plan
+from vision.plan import Augmentation, BadPlan, Plan, Way
 from vision.prediction import predict
 
 NAMES = ("disc", "ring", "stripes")
@@ -691,7 +691,29 @@ def test_a_resolved_plan_leaves_nothing_open(tmp_path: Path) -> None:
     mean, std = normalisation(fitted.network, plan)
     assert found == replace(
         plan, mean=mean, std=std, backbone_learning_rate=plan.learning_rate / 10,
-        precision="float32", channels_last=False,
+        way=Way("float32", False, torch.get_num_threads(), features="eager float32 channels last"),
     )
     again = fit(build(found, NAMES), found, TRAIN, VALIDATION, tmp_path / "again", "cpu")
     assert fingerprint(again.network.state_dict()) == fingerprint(fitted.network.state_dict())
+    assert resolved(found, again.network, again.machine) == found
+
+
+def test_a_way_of_the_plan_is_gone_whatever_is_set(tmp_path: Path) -> None:
+    """Its threads are taken and its parts are added up, though nothing else asks for them."""
+    way = Way("bfloat16", True, 2, micro_batch=4)
+    plan = replace(PLAN, precision="auto", channels_last=None, epochs=1, warmup_epochs=0, way=way)
+    heard: list[int] = []
+    seen = Watched(build(plan, NAMES))
+    fitted = fit(seen, plan, TRAIN, VALIDATION, tmp_path, "cpu", threads=1,
+                 on_epoch=lambda _: heard.append(torch.get_num_threads()))
+    assert heard == [2]
+    assert max(map(len, seen.given)) == 4
+    assert {name: fitted.machine[name] for name in vars(way)} == vars(way)
+
+
+def test_an_engine_that_is_not_here_is_named_with_the_mend(tmp_path: Path) -> None:
+    """A plan resolved on a machine with other engines is refused before any step."""
+    plan = replace(PLAN, recipe="two-phase", epochs=4, head_epochs=2,
+                   way=Way(features="abacus float32"))
+    with pytest.raises(BadPlan, match=r"way\.features: engine 'abacus float32': .* known are"):
+        fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path, "cpu")

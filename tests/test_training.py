@@ -127,7 +127,7 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     assert {"processor", "libraries", "threads", "precision", "commit"} <= set(machine)
     assert Plan.from_dict(plan) == worlds.SECOND_PLAN
     open_ones = {name for name, value in plan.items() if value is None}
-    decided = {"mean", "std", "backbone_learning_rate", "channels_last"}
+    decided = {"mean", "std", "backbone_learning_rate", "way"}
     assert decided <= open_ones
     assert {name for name, value in stored["plan"].items() if value is None} == open_ones - decided
     assert stored["kept_classes"] == []  # a fresh head
@@ -138,6 +138,22 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     numbers = world.ask("SELECT number FROM epochs WHERE version_id = 2 ORDER BY number")
     assert numbers == [(n + 1,) for n in range(worlds.SECOND_PLAN.epochs)]
     assert list((world.folder / "training").iterdir()) == []
+
+
+def test_trained_again_by_its_resolved_plan_a_version_has_the_same_bytes(story: Story) -> None:
+    """Snapshot, parent and the stored plan with nothing left open give the same checkpoint."""
+    with after_two_nights(story) as (world, run_id, snapshot):
+        with world.transaction() as session:
+            before = versions.get(session, 2)
+        assert before.resolved is not None
+        plan = Plan.from_dict(before.resolved["plan"])
+        candidate = write_candidate.fn(run_id, "control", snapshot, plan, before.parent_id)
+        assert candidate != 2
+        train_version.fn(run_id, candidate)
+        with world.transaction() as session:
+            after = versions.get(session, candidate)
+    assert after.checkpoint_digest == before.checkpoint_digest
+    assert after.resolved == before.resolved
 
 
 def closed(

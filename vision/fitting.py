@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from vision.network import (
     write_tensors,
 )
 from vision.pixels import Pixels
-from vision.plan import Plan, Schedule
+from vision.plan import BadPlan, Plan, Schedule, Way
 from vision.prediction import (
     Gatherable,
     ahead,
@@ -123,8 +123,7 @@ class Epoch:
 class Fitted:
     """The trained network, all its epochs (those before a resume too) and what the machine chose.
 
-    machine: device, precision, channels_last, threads, compiled, torch, timm, micro_batch and how
-    they came; features: the engine that computed those of the head phase, if any did.
+    machine: all fields of `Way` and how they came, device, torch, timm, processes.
     """
 
     network: nn.Module
@@ -266,11 +265,15 @@ def _threads_given_back() -> Iterator[None]:
 
 
 def resolved(plan: Plan, network: nn.Module, machine: Mapping[str, Any]) -> Plan:
-    """The plan with all filled in that it left to its parent, its network and the machine."""
+    """The plan with all filled in that it left to its parent, its network and the machine.
+
+    What the machine chose stands in `way` alone: answers have an engine of their own, and only
+    `precision` and `channels_last` bind that.
+    """
     mean, std = normalisation(network, plan)
     return replace(
         plan, mean=mean, std=std, backbone_learning_rate=phases(plan)[-1].backbone_rate,
-        precision=machine["precision"], channels_last=machine["channels_last"],
+        way=Way(**{one.name: machine[one.name] for one in fields(Way) if one.name in machine}),
     )
 
 
@@ -431,7 +434,6 @@ def _choose(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "timm": timm.__version__,
-        "micro_batch": setting.micro_batch,
     }
 
 
@@ -462,14 +464,19 @@ def _on_features(
         return None
     backbone, alone = parts
     views, count, waits = min(plan.head_views, phase.last), len(setting.order), _waits(setting)
-    if "features" not in machine:  # a resumed run goes on with the engine that it began with
+    # a resumed run goes on with the engine that it began with
+    if machine.get("features") is None:
         pictures = views * count + len(setting.validation.images)
         machine["features"] = setting.ranks.first(lambda: runtime.choose(
             setting.network, plan, device, pictures, calibration
         ).name)
-    engine = runtime.named(machine["features"])
+    try:
+        engine = runtime.named(machine["features"])
+        compute = runtime.ready_backbone(engine, backbone, plan, device, AT_ONCE)
+    except runtime.NoEngine as error:
+        raise BadPlan(f"way.features: {error}") from None
     features = Features(
-        InParts(runtime.ready_backbone(engine, backbone, plan, device, AT_ONCE)),
+        InParts(compute),
         Pictures(bent, count, waits), Pictures(centres, len(setting.validation.images), waits),
         views, workdir, device, setting.ranks,
     )

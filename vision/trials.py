@@ -2,7 +2,8 @@
 
 A way is precision, memory format, threads and whether the network is compiled; never the batch
 size, which is the plan's. The plain way always takes part and wins unless another is clearly
-faster. A plan that names precision or memory format leaves only the rest to be tried.
+faster. A plan that names precision or memory format leaves only the rest to be tried, and one that
+names the way leaves nothing.
 """
 
 import copy
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from vision import memory
 from vision.calibration import Calibration
-from vision.plan import Plan
+from vision.plan import BadPlan, Plan, Way
 from vision.prediction import autocast
 
 log = logging.getLogger(__name__)
@@ -38,23 +39,9 @@ CLEARLY_FASTER = 1.1
 HOPELESS = 3.0
 # compiling takes a minute or two and saves up to a fifth: nothing for a run shorter than this
 WORTH_COMPILING_SECONDS = 1800.0
+TO_COMPILE = "set CXX, or install g++"
 
 Prepare = Callable[[], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Way:
-    """How the steps of a run are computed."""
-
-    precision: str
-    channels_last: bool
-    threads: int
-    compiled: bool = False
-
-    def __str__(self) -> str:
-        words = [self.precision, *["channels last"] * self.channels_last,
-                 f"{self.threads} thread{'s' * (self.threads > 1)}", *["compiled"] * self.compiled]
-        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -79,8 +66,14 @@ def choose(
     """Choose the way for a run of so many pictures, by trials or by what was measured before.
 
     `prepare` gives one training batch of the plan, float32 [B, 3, size, size] and labels [B], on
-    the device; `threads` None lets them be tried too. The network is left as it is.
+    the device; `threads` None lets them be tried too. The network is left as it is. Raises
+    `BadPlan` for a way of the plan that cannot be gone here.
     """
+    if plan.way is not None:
+        if plan.way.compiled and device.type == "cpu" and _compiler() is None:
+            raise BadPlan(f"way={plan.way}: there is no C++ compiler here; {TO_COMPILE}, or leave "
+                          "way out")
+        return Choice(plan.way, "by the plan", {})
     ways = _ways(plan, device, threads)
     plain = ways[0]
     free = len(ways) > 1 or (threads is None and plain.threads > 1 and device.type == "cpu")
@@ -187,9 +180,9 @@ def _compiled_if_it_pays(
     found: dict[Way, float],
 ) -> Way:
     """The compiled way where a run of so many pictures wins back what compiling costs."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = _compiler()
     if compiler is None:
-        log.info("not compiled: there is no C++ compiler here (set CXX, or install g++)")
+        log.info("not compiled: there is no C++ compiler here (%s)", TO_COMPILE)
         return way
     compiled = replace(way, compiled=True)
     asked = {**what, "compiled": asdict(way), "compiler": compiler}
@@ -218,6 +211,10 @@ def _compiled_if_it_pays(
     clearly = measured["compiled"] * CLEARLY_FASTER <= measured["eager"]
     log.info("compiling takes %.0f s and would save %.0f s", measured["compiling"], saved)
     return compiled if clearly and saved > 2 * measured["compiling"] else way
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 class _Trials:
