@@ -31,11 +31,11 @@ from vision.fitting import (
     Epoch,
     Examples,
     Fitted,
-    TooLarge,
     fingerprint,
     fit,
     resolved,
 )
+from vision.memory import TooLarge
 from vision.network import BadCheckpoint
 from vision.pixels import Pixels
 from vision.plan import BadPlan, Plan
@@ -212,12 +212,15 @@ def _keep(
     workdir: Path,
 ) -> None:
     known, path = settings.load(), workdir / "checkpoint.safetensors"
+    settled = resolved(plan, fitted.network, fitted.machine)
     # before it is saved: whoever loads the checkpoint answers with the same confidences
     heat = temperature.calibrate(
         fitted.network, held, listed.images["validation"], listed.labels["validation"], plan,
         known.device,
     )  # fmt: skip
-    digest = networks.save(fitted.network, path, plan, listed.class_names)
+    # without the way, so that trained by the resolved plan it has the same bytes again
+    bare = dataclasses.replace(settled, way=None)
+    digest = networks.save(fitted.network, path, bare, listed.class_names)
     checkpoints.store(path, digest)
     sample = slice(None, None, max(1, len(listed.images["train"]) // TRAINING_SAMPLE))
     seen = predict(
@@ -239,7 +242,7 @@ def _keep(
             version_id,
             digest,
             {
-                "plan": resolved(plan, fitted.network, fitted.machine).to_dict(),
+                "plan": settled.to_dict(),
                 **start,
                 "saved": "last" if plan.ema_decay is None else "average",
             },

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from flows.run import Asked
-from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
+from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan, Way
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,13 @@ from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
         ({"class_augmentation": []}, ["class_augmentation=[]"]),
         ({"class_augmentation": {"": Augmentation()}}, ["class_augmentation", "class names"]),
         ({"targeted": 1}, ["targeted=1", "True or False"]),
+        ({"way": "fast"}, ["way='fast'", "use a Way"]),
+        ({"way": {"thread": 2}}, ["'thread'", "'threads'"]),
+        ({"way": {"threads": 0}}, ["threads=0", "1 to"]),
+        ({"way": {"micro_batch": 0}}, ["micro_batch=0", "1 to"]),
+        ({"way": {"features": ""}}, ["features=''"]),
+        ({"way": {}, "precision": "bfloat16"}, ["precision='bfloat16'", "float32", "leave way"]),
+        ({"way": {}, "channels_last": True}, ["channels_last=True", "False", "leave way"]),
         ({"learning_rat": 1e-3}, ["'learning_rat'", "'learning_rate'"]),
         ({"zzz": 1}, ["'zzz'", "architecture"]),
     ],
@@ -155,6 +162,7 @@ def test_a_plan_survives_json() -> None:
         arguments={"pad_type": "same"}, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.5),
         augmentation=Augmentation(blur=0.1), most=None,
         class_augmentation={"okapi": Augmentation(rotation=30)}, targeted=True,
+        way=Way("bfloat16", True, 2, features="eager float32"),
     )
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
@@ -174,7 +182,7 @@ def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
 
 def test_every_field_says_what_it_means() -> None:
     """No field is left unexplained, in the list that people print and on Prefect's pages."""
-    for cls in (Plan, Augmentation):
+    for cls in (Plan, Augmentation, Way):
         assert [one.name for one in fields(cls) if not one.metadata.get("description")] == []
     told = {name: (value, meaning) for name, value, meaning in Plan(dropout=0.4).told()}
     assert set(told) > {one.name for one in fields(Plan)}
@@ -233,9 +241,10 @@ def test_a_flow_parameter_is_validated_like_a_plan() -> None:
     """Pydantic, through which flows get their parameters, accepts and refuses the same."""
     adapter = TypeAdapter(Plan)
     plan = Plan(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
-                class_augmentation={"okapi": Augmentation(rotation=30)})  # fmt: skip
+                class_augmentation={"okapi": Augmentation(rotation=30)}, way=Way())  # fmt: skip
     assert adapter.validate_python(json.loads(json.dumps(asdict(plan)))) == plan
-    for bad in ({"epochs": 0}, {"learning_rat": 1}, {"augmentation": {"rotate": 1}}):
+    for bad in ({"epochs": 0}, {"learning_rat": 1}, {"augmentation": {"rotate": 1}},
+                {"way": {"thread": 1}}):
         with pytest.raises(ValidationError):
             adapter.validate_python(bad)
 

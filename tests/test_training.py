@@ -130,7 +130,7 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     assert {"processor", "libraries", "threads", "precision", "commit"} <= set(machine)
     assert Plan.from_dict(plan) == worlds.SECOND_PLAN
     open_ones = {name for name, value in plan.items() if value is None}
-    decided = {"mean", "std", "backbone_learning_rate", "channels_last"}
+    decided = {"mean", "std", "backbone_learning_rate", "way"}
     assert decided <= open_ones
     assert {name for name, value in stored["plan"].items() if value is None} == open_ones - decided
     assert stored["kept_classes"] == []  # a fresh head
@@ -192,6 +192,22 @@ def test_the_commit_is_gits_or_what_the_image_was_told(
     assert other["threads"] == 1
     assert set(other["libraries"]) - set(plain["libraries"]) == {"onnxruntime"}
     assert set(trained_by({})["libraries"]) == set(plain["libraries"])
+
+
+def test_trained_again_by_its_resolved_plan_a_version_has_the_same_bytes(story: Story) -> None:
+    """Snapshot, parent and the stored plan with nothing left open give the same checkpoint."""
+    with after_two_nights(story) as (world, run_id, snapshot):
+        with world.transaction() as session:
+            before = versions.get(session, 2)
+        assert before.resolved is not None
+        plan = Plan.from_dict(before.resolved["plan"])
+        candidate = write_candidate.fn(run_id, "control", snapshot, plan, before.parent_id)
+        assert candidate != 2
+        train_version.fn(run_id, candidate)
+        with world.transaction() as session:
+            after = versions.get(session, candidate)
+    assert after.checkpoint_digest == before.checkpoint_digest
+    assert after.resolved == before.resolved
 
 
 def closed(

@@ -24,7 +24,7 @@ Schedule = Literal["cosine", "constant"]
 # defaults must never change.
 LATER = (
     "effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix",
-    "class_augmentation", "targeted", "head_views", "schedule",
+    "class_augmentation", "targeted", "head_views", "schedule", "way",
     "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
 )  # fmt: skip
 
@@ -110,6 +110,47 @@ class Augmentation:
     def from_dict(cls, values: Mapping[str, Any]) -> "Augmentation":
         """Read it back from JSON; unknown names are refused with the nearest known one."""
         return cls(**_known(cls, "augmentation", values))
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a machine computes a training run, as far as the bits depend on it.
+
+    Raises `BadPlan`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    precision: Literal["float32", "bfloat16"] = field(default="float32", metadata=_means(
+        "numbers in which steps are computed"))
+    channels_last: bool = field(default=False, metadata=_means(
+        "whether the colours of a pixel lie side by side"))
+    threads: int = field(default=1, metadata=_means("of each process"))
+    compiled: bool = field(default=False, metadata=_means("whether the network is compiled"))
+    features: str | None = field(default=None, metadata=_means(
+        "two-phase: the engine that computes the features of the first phase; null: chosen"))
+    micro_batch: int | None = field(default=None, metadata=_means(
+        "most images whose gradients are computed at once; null: the batch"))
+
+    def __post_init__(self) -> None:
+        _choice(self, "precision", ("float32", "bfloat16"))
+        _truth(self, "channels_last")
+        _whole(self, "threads", 1, 65_536)
+        _truth(self, "compiled")
+        if self.features is not None:
+            _text(self, "features")
+        if self.micro_batch is not None:
+            _whole(self, "micro_batch", 1, 65_536)
+
+    def __str__(self) -> str:
+        words = [self.precision, *["channels last"] * self.channels_last,
+                 f"{self.threads} thread{'s' * (self.threads > 1)}", *["compiled"] * self.compiled]
+        return ", ".join(words)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Way":
+        """Read it back from JSON; unknown names are refused with the nearest known one."""
+        return cls(**_known(cls, "way", values))
 
 
 @dataclass(frozen=True)
@@ -209,6 +250,10 @@ class Plan:
         "numbers in which steps are computed; weights stay float32; auto: the fastest here"))
     channels_last: bool | None = field(default=None, metadata=_means(
         "whether the colours of a pixel lie side by side; null: the fastest here"))
+    way: Way | None = field(default=None, metadata=_means(
+        "how steps are computed, down to threads and compilation. A resolved plan has it, so that "
+        "the same machine computes the same bits again; null: the fastest here, within precision "
+        "and channels_last"))
     augmentation: Augmentation = field(default_factory=Augmentation, metadata=_means(
         "how far training pictures are bent"))
     class_augmentation: dict[str, Augmentation] = field(
@@ -272,6 +317,8 @@ class Plan:
         _choice(self, "precision", ("auto", "float32", "bfloat16"))
         if self.channels_last is not None:
             _truth(self, "channels_last")
+        if self.way is not None and not isinstance(self.way, Way):
+            _refuse(self, "way", "use a Way")
 
     def _check_data(self) -> None:
         if not isinstance(self.augmentation, Augmentation):
@@ -293,6 +340,7 @@ class Plan:
             _refuse(self, "weights", "recipe='scratch' starts at random; leave weights out")
         if self.recipe == "inherit" and self.weights is not None:
             _refuse(self, "weights", "recipe='inherit' starts from its parent; leave weights out")
+        self._check_way()
         self._check_shrinking()
         if self.batch_size == 1 and self.batch_norm == "train":
             _refuse(self, "batch_size", "one image has no batch statistics; use 2 or more, "
@@ -311,6 +359,14 @@ class Plan:
                         "phase warms up; use less")
         elif self.warmup_epochs >= self.epochs:
             _refuse(self, "warmup_epochs", f"it must be less than epochs={self.epochs}")
+
+    def _check_way(self) -> None:
+        if self.way is None:
+            return
+        if self.precision not in ("auto", self.way.precision):
+            _refuse(self, "precision", f"way has {self.way.precision}; leave way out")
+        if self.channels_last not in (None, self.way.channels_last):
+            _refuse(self, "channels_last", f"way has {self.way.channels_last}; leave way out")
 
     def _check_shrinking(self) -> None:
         if not self.shrinks:
@@ -396,6 +452,9 @@ class Plan:
         bent = known.get("augmentation")
         if bent is not None and not isinstance(bent, Augmentation):
             known["augmentation"] = Augmentation.from_dict(bent)
+        way = known.get("way")
+        if isinstance(way, Mapping):
+            known["way"] = Way.from_dict(way)
         own = known.get("class_augmentation")
         if isinstance(own, Mapping):
             known["class_augmentation"] = {
