@@ -316,6 +316,30 @@ def rejected(session: Session, version_id: int) -> str | None:
     return f"Version {version_id} was rejected by {by} on {when:%Y-%m-%d}: {why}."
 
 
+def taken_back(session: Session, version_id: int) -> str | None:
+    """Who let another version serve in the place of this one, when and why, in one sentence.
+
+    None for a version that never served: only such a one comes to serve without a person's word.
+    """
+    row = session.execute(
+        text(
+            """
+            SELECT after.version_id, after.deployed_by, after.deployed_at, after.why
+            FROM deployments d JOIN deployments after ON after.previous_id = d.id
+            WHERE d.version_id = :version ORDER BY d.id DESC LIMIT 1
+            """
+        ),
+        {"version": version_id},
+    ).first()
+    if row is None:
+        return None
+    other, by, when, why = row
+    return (
+        f"Version {version_id} served until {by} let version {other} serve in its place on "
+        f"{when:%Y-%m-%d}: {why}. Only a person brings it back: `regraft rollback {version_id}`."
+    )
+
+
 def refuse_rejected(session: Session, version_id: int) -> None:
     """Raise `NotDeployable` for a version that a person has rejected."""
     if sentence := rejected(session, version_id):

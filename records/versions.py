@@ -49,6 +49,7 @@ class VersionRow:
     training_accuracy: float | None
     validation_accuracy: float | None
     latency_seconds: float | None
+    latency_machine: str | None
     temperature: float | None
     created_at: datetime
     trained_at: datetime | None
@@ -148,10 +149,12 @@ def trained(
     )
 
 
-def measured(session: Session, version_id: int, latency_seconds: float) -> None:
-    """Keep the measured seconds of one answer at batch 1."""
+def measured(session: Session, version_id: int, seconds: float, processor: str) -> None:
+    """Keep the measured seconds of one answer at batch 1, and on which processor it was given."""
     session.execute(
-        update(Version).where(Version.id == version_id).values(latency_seconds=latency_seconds)
+        update(Version)
+        .where(Version.id == version_id)
+        .values(latency_seconds=seconds, latency_machine=processor)
     )
 
 

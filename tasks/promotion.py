@@ -73,6 +73,9 @@ def _judged(
         raise NotDeployable(f"version {version_id} serves already: there is nothing to judge")
     frozen = benchmark.current(session)
     candidate = evidence(session, version_id, frozen, repeated)
+    if run_id is not None and candidate.rejected is None:
+        # a night would undo what a person decided; the person may decide anew
+        candidate = replace(candidate, rejected=deployments.taken_back(session, version_id))
     verdict = decide(
         candidate,
         evidence(session, champion_id, frozen) if champion_id else None,

@@ -18,6 +18,7 @@ from worlds import FREE, Story, World
 
 from flows import screens
 from flows.cli import app
+from flows.nightly import nightly
 from infra.database import Busy, run_lock
 from infra.embedded import Addresses
 from records import deployments, runs
@@ -245,6 +246,57 @@ def test_a_rollback_to_what_has_changed_is_refused(story: Story) -> None:
         with pytest.raises(BadCheckpoint, match="holds other bytes"):
             promotion.roll_back(None, "Zoë", "x")
         assert champion(world) == 2
+
+
+ELSEWHERE = (
+    """UPDATE evaluations SET runtime = '{"engine": "abacus", "device": "cpu"}'
+       WHERE version_id = 1""",
+    """UPDATE answers SET confidence = 0.9 * confidence + 0.1 / 3,
+           top_confidences = ARRAY(SELECT (0.9 * c + 0.1 / 3)::real FROM unnest(top_confidences) c),
+           label_confidence = CASE WHEN label = ANY (top_labels)
+                              THEN 0.9 * label_confidence + 0.1 / 3 ELSE 0 END
+       WHERE evaluation_id IN (SELECT id FROM evaluations WHERE version_id = 1)""",
+)
+OTHER_CLASSES = """
+    UPDATE answers SET predicted = top_labels[2],
+        top_labels = ARRAY[top_labels[2], top_labels[1], top_labels[3]],
+        label_confidence = CASE label WHEN top_labels[1] THEN top_confidences[2]
+                           WHEN top_labels[2] THEN top_confidences[1] ELSE label_confidence END
+    WHERE evaluation_id IN (SELECT id FROM evaluations WHERE version_id = 1)
+      AND sha256 IN (SELECT sha256 FROM benchmark_images ORDER BY sha256 LIMIT {})
+"""
+
+
+def test_a_rollback_does_not_need_the_machine_that_recorded(story: Story) -> None:
+    """In another runtime the class of nearly every answer must be the same, and that is said."""
+    with worlds.rows_of(story.done) as world, worlds.inside(world):
+        world.act(*ELSEWHERE, OTHER_CLASSES.format(2))
+        with pytest.raises(NotDeployable, match="2 of 30 images with another class than was rec"):
+            promotion.roll_back(None, "Zoë", "an emergency")
+        assert champion(world) == 2
+        world.act(OTHER_CLASSES.format(1))  # turns it back
+        done = promotion.roll_back(None, "Zoë", "an emergency")
+        assert "answered 29 of 30 images with the recorded class" in done.reason
+        assert "another runtime" in done.reason
+        assert champion(world) == 1
+
+
+def test_no_night_undoes_a_rollback(story: Story) -> None:
+    """Found again on a grown benchmark, what was rolled back is judged and stays where it is."""
+    with worlds.twin(story.done) as world:
+        regraft("rollback", "--by", "Zoë", "--why", "it is wrong about rings")
+        with tempfile.TemporaryDirectory() as scratch:
+            more = nights.draw(Path(scratch), (worlds.NEW_CLASS,), images=2, seed=2000)
+            load_folder(more, BENCHMARK)
+            benchmark.grow("Zoë", "more of it")
+        outcome = nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS)
+        assert (outcome.state, outcome.version_id, champion(world)) == ("refused", 2, 1)
+        assert "until Zoë let version 1 serve in its place" in outcome.reason
+        assert "it is wrong about rings" in outcome.reason
+        assert nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS).state == "skipped"
+        assert promotion.approve(2, "Zoë", "it was right after all").deployment_id
+        assert champion(world) == 2
+        world.check()
 
 
 # adopt

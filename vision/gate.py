@@ -14,7 +14,7 @@ The checks, by name:
   class recall, small classes, dead classes, lost classes, new classes, unproven classes
   accuracy floor                   a first version only: nobody is there to compare it with
   calibration, gap, latency        in bounds
-  rejection                        only where a person has rejected the version
+  rejection                        only where a person has rejected the version, or taken it back
 When the figures cannot be compared, the checks that compare them are not made. Of the failures a
 person may override those that `OVERRIDABLE` names, after having seen them: `overridden`.
 
@@ -258,7 +258,8 @@ class Evidence:
     training_accuracy, validation_accuracy: shares. latency_seconds: median for one image.
     latency_machine: where that was measured; None when not known.
     repeated: of a candidate; None when it was not loaded again. looks: verdicts that were given
-    on this benchmark version before. rejected: who rejected the version, when and why.
+    on this benchmark version before. rejected: who rejected the version or let another serve in
+    its place, when and why.
     """
 
     version: str
