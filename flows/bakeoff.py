@@ -80,6 +80,7 @@ def bakeoff(plans: list[Plan]) -> Bakeoff:
     it was, and what has its figures is not trained again. Nothing serves by this: `regraft adopt`
     puts a version through the gate. Raises `BadPlan` for plans that choose different images.
     """
+    plans = [plan.settled() for plan in plans]
     _refuse_different_choices(plans)
     with alone():
         with one_run("bakeoff", plans[0], judged=True) as run:

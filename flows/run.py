@@ -83,6 +83,14 @@ def pretrained(root: int | None, plan: Plan) -> int | None:
         return versions.root(session, root).id
 
 
+def settled(plan: Plan, parent: int | None) -> Plan:
+    """The plan with its network named, the parent's where it is open; raises `UnknownVersion`."""
+    if parent is None:
+        return plan.settled()
+    with database.connect().transaction() as session:
+        return plan.settled(Plan.from_dict(versions.get(session, parent).plan))
+
+
 def start_of(plan: Plan) -> str:
     """What a network without a parent starts from, in words."""
     if plan.weights is None or plan.recipe == "scratch":

@@ -13,8 +13,11 @@ from worlds import Story, World
 from flows import bakeoff as contest
 from flows.bakeoff import Entrant, Share, bakeoff
 from flows.cli import _entrant
+from flows.nightly import nightly
 from infra.embedded import Addresses
+from records import benchmark, deployments, flips
 from records.versions import checkpoint_key
+from tasks import promotion
 from vision.plan import BadPlan, Plan
 
 PLAN = replace(worlds.SECOND_PLAN, epochs=2)
@@ -82,6 +85,52 @@ def test_all_learn_one_snapshot_and_a_failure_is_a_row(story: Story) -> None:
         after = world.ask("SELECT id, checkpoint_digest FROM versions WHERE state = 'trained'")
         assert len(after) == len(before) + 1
         assert set(before) < set(after)
+
+
+def looks(world: World) -> list[tuple[int, str]]:
+    """What was looked at on the newest benchmark version; all of it is counted."""
+    with world.transaction() as session:
+        newest = benchmark.current(session)
+        told = benchmark.looks(session, newest.version)
+    assert newest.looks == len(told)
+    return [(one.version_id, one.kind) for one in told]
+
+
+def test_nights_go_on_from_a_winner_of_another_architecture(story: Story) -> None:
+    """Adopted, its network is the next night's, arguments and image size with it."""
+    other = replace(
+        worlds.FIRST_PLAN, architecture="test_efficientnet", image_size=24,
+        arguments={"global_pool": "avgmax"},
+    )  # fmt: skip
+    with worlds.twin(story.waiting) as world:
+        [winner] = bakeoff(plans=[other]).entrants
+        assert winner.version_id == 2
+        adopted = promotion.adopt(2, {}, "Zoë", "it is smaller")
+        assert adopted.deployment_id, adopted.reason
+        assert "was asked for architecture=test_resnet: have the next ones leave it" in (
+            adopted.reason
+        )
+        with world.transaction() as session:
+            judged = deployments.verdict(session, 2)
+            assert judged is not None
+            turned = [one.sha256 for one in flips.of_verdict(session, judged)]
+        maps = world.ask("SELECT version_id, sha256 FROM gradcams")
+        assert {(version, one) for one in turned for version in (1, 2)} <= set(maps)
+        assert any(version == 2 for version, _ in maps)
+        with pytest.raises(BadPlan, match="the parent is test_efficientnet"):
+            nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS)
+        left_open = replace(worlds.SECOND_PLAN, architecture=None, image_size=Plan().image_size)
+        night = nightly(plan=left_open, limits=worlds.LIMITS)
+        assert night.state == "deployed", night.reason
+        [(parent, trained)] = world.ask("SELECT parent_id, plan FROM versions WHERE id = :v",
+                                        v=night.version_id)  # fmt: skip
+        assert parent == 2
+        assert Plan.from_dict(trained) == replace(
+            worlds.SECOND_PLAN, architecture="test_efficientnet", image_size=24,
+            arguments={"global_pool": "avgmax"},
+        )  # fmt: skip
+        assert nightly(plan=left_open, limits=worlds.LIMITS).state == "skipped"
+        world.check()
 
 
 def test_killed_it_goes_on_with_the_entrant_it_was_at(story: Story) -> None:
