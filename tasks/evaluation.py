@@ -421,4 +421,4 @@ def _measure_latency(run_id: int | None, loaded: dict[int, Loaded]) -> None:
         if run_id is not None:
             runs.fence(session, run_id)
         for version_id, seconds in best.items():
-            versions.measured(session, version_id, seconds)
+            versions.measured(session, version_id, seconds, machine()["processor"])

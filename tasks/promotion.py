@@ -123,7 +123,7 @@ def evidence(
         training_accuracy=version.training_accuracy,
         validation_accuracy=version.validation_accuracy,
         latency_seconds=version.latency_seconds,
-        latency_machine=(version.machine or {}).get("processor"),
+        latency_machine=version.latency_machine,
         repeated=repeated,
         looks=frozen.looks,
         rejected=deployments.rejected(session, version_id),
