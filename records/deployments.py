@@ -281,6 +281,7 @@ def reject(session: Session, version_id: int, by: str, why: str) -> int:
 
     Raises `NotDeployable` when it serves now.
     """
+    say_who(by, why)
     _lock_log(session)  # or a deployment could slip in between the look and the word
     version = versions.get(session, version_id)
     if version.purpose not in SERVING:
@@ -354,6 +355,12 @@ def refuse_purpose(purpose: str, version_id: int, allowed: tuple[str, ...], inst
         raise NotDeployable(f"version {version_id} is a {purpose} version: {instead}")
 
 
+def say_who(by: str, why: str) -> None:
+    """Raise `NotDeployable` for a decision without a name or a reason."""
+    if not by.strip() or not why.strip():
+        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
+
+
 def _lock_log(session: Session) -> None:
     session.execute(text("LOCK TABLE deployments IN SHARE ROW EXCLUSIVE MODE"))
 
@@ -372,8 +379,7 @@ def _append(
     why: str,
     run_id: int | None,
 ) -> int:
-    if not by.strip() or not why.strip():
-        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
+    say_who(by, why)
     version = versions.get(session, version_id)
     refuse_purpose(version.purpose, version_id, SERVING, "")
     return session.execute(

@@ -190,7 +190,7 @@ def approve(version_id: int, by: str, why: str) -> Decision:
     What nobody may override, and what failed only now, refuses it: then look, and approve again.
     Raises `NotDeployable` for a version that was never judged or can never serve, and `Busy`.
     """
-    _say_who(by, why)
+    deployments.say_who(by, why)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         deployments.refuse_purpose(version.purpose, version_id, deployments.SERVING, "")
@@ -206,7 +206,7 @@ def approve(version_id: int, by: str, why: str) -> Decision:
         return _decide("approval", version_id, Limits(**last.limits), by, why, seen)
 
 
-def adopt(version_id: int, limits: Limits, by: str, why: str) -> Decision:
+def adopt(version_id: int, changes: Mapping[str, Any], by: str, why: str) -> Decision:
     """Put a control or bake-off version through the same gate; if it passes it serves.
 
     It and the champion answer the newest benchmark anew, in one process. The next night starts
@@ -229,7 +229,7 @@ def roll_back(version_id: int | None, by: str, why: str) -> Decision:
     Its checkpoint is fetched, hashed and loaded, and must repeat every recorded answer of its
     newest benchmark first. Does not wait for a night that runs: that one then deploys nothing.
     """
-    _say_who(by, why)
+    deployments.say_who(by, why)
     with database.connect().transaction() as session:
         to = deployments.former(session, version_id)
         expected = deployments.log(session, most=1)[0].id
@@ -243,11 +243,6 @@ def roll_back(version_id: int | None, by: str, why: str) -> Decision:
         f"version {to.version_id} serves again; it repeated its {again.images} answers to "
         f"benchmark version {on} to within {again.apart:.1g}",
     )  # fmt: skip
-
-
-def _say_who(by: str, why: str) -> None:
-    if not by.strip() or not why.strip():
-        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
 
 
 def _decide(

@@ -179,6 +179,9 @@ def test_a_rejected_version_serves_only_by_an_approval(story: Story) -> None:
     with refused(story) as world:
         with pytest.raises(NotDeployable, match="regraft rollback"):
             regraft("reject", "1", "--why", "x")
+        for words in (("--why", " "), ("--why", "x", "--by", "")):
+            with pytest.raises(NotDeployable, match="--by NAME --why TEXT"):
+                regraft("reject", "2", *words)
         code, told = regraft("reject", "2", "--why", "every lynx is a cat", "--by", "Zoë")
         assert (code, told["version_id"]) == (0, 2)
         with world.transaction() as session:

@@ -221,6 +221,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [DEPLOY.format(purpose="'nightly'", previous=NEWEST).replace("'promotion'", "'adoption'")],
         "ck_deployments_kind_fits_purpose",
     ),
+    "1: a rejection without a word": (
+        ["INSERT INTO rejections (version_id, rejected_by, why) VALUES (1, 'a test', ' ')"],
+        "says_who_and_why",
+    ),
     "1: a rejection taken back": (
         ["INSERT INTO rejections (version_id, rejected_by, why) VALUES (1, 'a test', 'no')",
          "DELETE FROM rejections"],
