@@ -127,6 +127,8 @@ def _entrant(plan: Plan, snapshot: str) -> Entrant:
         # Whatever a library says of one architecture at one size: the run's row is closed with it.
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         return Entrant(name_of(plan), start_of(plan), version, problem)
+    with database.connect().transaction() as session:
+        benchmark.look(session, version, "bakeoff", f"run {run.run_id}")
     return measured(version)
 
 

@@ -418,7 +418,7 @@ def show_plan(plan_file: PlanFile = None, fields: Set = None, as_json: Json = Fa
 
 
 @app.command()
-def evaluate(version: Annotated[int, typer.Argument(help="The version's number.")],
+def evaluate(version: Annotated[int, typer.Argument(help="The version's number.")], by: By,
              library: Annotated[bool, typer.Option(
                  help="Score every usable image of the library instead; training images are "
                       "in-sample.")] = False,
@@ -434,7 +434,7 @@ def evaluate(version: Annotated[int, typer.Argument(help="The version's number."
     if library:
         evaluation.evaluate_whole_library(version)
     else:
-        evaluation.evaluate_again(version, precision)
+        evaluation.evaluate_again(version, precision, by)
         diagrams.keep(version)
     known = figures.facts(version)
     if as_json:

@@ -76,10 +76,14 @@ def test_all_learn_one_snapshot_and_a_failure_is_a_row(story: Story) -> None:
         ]  # fmt: skip
         world.check()
 
+        assert looks(world) == [(2, "verdict"), (good.version_id, "bakeoff"),
+                                (small.version_id, "bakeoff")]  # fmt: skip
+
         # again with one more: what has its figures is left as it is
         before = world.ask("SELECT id, checkpoint_digest FROM versions WHERE state = 'trained'")
         more = bakeoff(plans=[PLAN, SMALL, OTHER])
         assert more.entrants[:2] == (good, small)
+        assert looks(world)[3:] == [(more.entrants[2].version_id, "bakeoff")]  # and no other twice
         assert more.entrants[2].name == "test_efficientnet@32"
         assert more.entrants[2].benchmark is not None
         after = world.ask("SELECT id, checkpoint_digest FROM versions WHERE state = 'trained'")

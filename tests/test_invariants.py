@@ -230,6 +230,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
          "DELETE FROM rejections"],
         "written once",
     ),
+    "1: a look that is forgotten": (
+        ["INSERT INTO looks (benchmark_version, version_id, kind, looked_by) "
+         "VALUES (2, 1, 'evaluation', 'a test')", "DELETE FROM looks"],
+        "written once",
+    ),
     "1: a version that becomes throw-away later": (
         ["UPDATE versions SET purpose = 'throwaway' WHERE id = 1"], "can no longer change"
     ),
