@@ -173,6 +173,22 @@ def verdict(session: Session, version_id: int) -> VerdictRow | None:
     return VerdictRow(*row) if row else None
 
 
+def limits_of_nights(session: Session) -> Limits:
+    """The limits by which the last night judged its candidate; the defaults before there was one.
+
+    What people do between two nights is judged by the same.
+    """
+    stored = session.scalar(
+        text(
+            """
+            SELECT d.limits FROM verdicts d JOIN runs r ON r.id = d.run_id
+            WHERE r.purpose = 'nightly' ORDER BY d.id DESC LIMIT 1
+            """
+        )
+    )
+    return Limits(**(stored or {}))
+
+
 def discordance(session: Session) -> float | None:
     """The share of answers that turned, right to wrong or back, in the median of ten verdicts."""
     turned = session.scalar(

@@ -7,7 +7,9 @@ repeat answers that were recorded.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -18,6 +20,7 @@ from records import benchmark, deployments, evaluations, runs, versions
 from records.benchmark import BenchmarkRow, Member
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
+from records.versions import VersionRow
 from tasks import checkpoints
 from tasks.evaluation import answer, engine_of, evaluate_together, told
 from tasks.step import reading, timed
@@ -210,17 +213,35 @@ def adopt(version_id: int, changes: Mapping[str, Any], by: str, why: str) -> Dec
     """Put a control or bake-off version through the same gate; if it passes it serves.
 
     It and the champion answer the newest benchmark anew, in one process. The next night starts
-    from it: a new lineage. Raises `NotDeployable` for a version of another purpose, and `Busy`.
+    from it: a new lineage. changes: limits that shall be others than the last night's. Raises
+    `NotDeployable` for a version of another purpose, `BadLimits` and `Busy`.
     """
-    _say_who(by, why)
+    deployments.say_who(by, why)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         deployments.refuse_purpose(
             version.purpose, version_id, ("control", "bakeoff"),
             f"nights judge it; `regraft approve {version_id}` lets it serve despite a refusal",
         )  # fmt: skip
+        limits = deployments.limits_of_nights(session).changed(changes)
     with run_lock(database.connect()):
-        return _decide("adoption", version_id, limits, by, why, frozenset())
+        decision = _decide("adoption", version_id, limits, by, why, frozenset())
+    if decision.deployment_id is None:
+        return decision
+    return replace(decision, reason=f"{decision.reason}; {_nights_to_come(version)}")
+
+
+def _nights_to_come(version: VersionRow) -> str:
+    """What an adoption means for nights that are asked for what the last one was."""
+    with database.connect().transaction() as session:
+        asked = runs.newest_plan(session, "nightly")
+    named = asked.get("architecture") if asked else None
+    if named in (None, version.architecture):
+        return f"the next night starts from it and its {version.architecture}"
+    return (
+        f"the last night was asked for architecture={named}: have the next ones leave it out "
+        f"(null), or they cannot start from its {version.architecture}"
+    )
 
 
 def roll_back(version_id: int | None, by: str, why: str) -> Decision:

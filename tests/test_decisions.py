@@ -28,7 +28,7 @@ from tasks import benchmark, promotion
 from tasks.benchmark import BENCHMARK
 from tasks.loading import load_folder
 from tasks.promotion import judge
-from vision.gate import SinceAnchor
+from vision.gate import BadLimits, SinceAnchor
 from vision.network import BadCheckpoint
 
 STRICT = replace(worlds.LIMITS, latency_seconds=1e-6, gap_bound=0.5)
@@ -312,11 +312,16 @@ def test_a_control_version_serves_by_adoption(story: Story) -> None:
         [(control,)] = world.ask("SELECT id FROM versions WHERE purpose = 'control'")
         with pytest.raises(NotDeployable, match=f"regraft adopt {control}"):
             promotion.approve(control, "Zoë", "never judged")
-        slow = promotion.adopt(control, STRICT, "Zoë", "from scratch is as good")
-        assert slow.deployment_id is None
-        assert f"`regraft approve {control}` would override it" in slow.reason
-        done = promotion.adopt(control, worlds.LIMITS, "Zoë", "from scratch is as good")
-        assert (done.kind, champion(world)) == ("adoption", control)
+        words = ("adopt", str(control), "--why", "from scratch is as good")
+        code, slow = regraft(*words, "--limit", "latency_seconds=1e-6")
+        assert (code, slow["deployment_id"]) == (3, None)
+        assert f"`regraft approve {control}` would override it" in slow["reason"]
+        with pytest.raises(BadLimits, match="'latency' is no limit: known are margin"):
+            regraft(*words, "--limit", "latency=1")
+        code, done = regraft(*words)
+        assert (code, done["kind"], champion(world)) == (0, "adoption", control)
+        limits = "SELECT limits FROM verdicts ORDER BY id DESC LIMIT 1"
+        assert world.ask(limits) == world.ask("SELECT limits FROM verdicts WHERE id = 2")
         assert world.ask("SELECT parent_id FROM versions WHERE id = :id", id=control) == [(None,)]
         looks = world.ask("SELECT count(*) FROM verdicts WHERE benchmark_version = 2")
         with world.transaction() as session:

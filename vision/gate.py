@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -216,6 +216,14 @@ class Limits:
             raise BadLimits(f"retired_classes={retired!r}: use a list of class names")
         # a list comes from JSON; frozen means frozen
         object.__setattr__(self, "retired_classes", tuple(retired))
+
+    def changed(self, changes: Mapping[str, Any]) -> "Limits":
+        """The limits with some set otherwise; raises `BadLimits` for a name that is none."""
+        known = [one.name for one in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise BadLimits(f"{name!r} is no limit: known are {', '.join(known)}")
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
