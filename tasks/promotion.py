@@ -22,16 +22,31 @@ from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
 from records.versions import VersionRow
 from tasks import checkpoints
-from tasks.evaluation import answer, engine_of, evaluate_together, told
+from tasks.evaluation import (
+    Answering,
+    answers_of,
+    choose_engine,
+    engine_of,
+    evaluate_together,
+    runtime,
+    start,
+    told,
+)
+from tasks.explanation import explain_now
 from tasks.step import reading, timed
 from vision.answers import Answers, BadAnswers
 from vision.gate import REPEAT_TOLERANCE, Evidence, Limits, Repeated, Verdict
 from vision.gate import judge as decide
+from vision.network import Loaded
+from vision.runtime import NoEngine
 
 log = logging.getLogger("regraft")
 
 # A night repeats so many before it deploys; a rollback repeats them all.
 REPEATED_IMAGES = 64
+# Of the classes answered, so many may turn where a rollback repeats in another runtime. Another
+# precision turns few answers; a network that is loaded or fed wrongly turns most.
+MOST_TURNED = 0.05
 
 
 @dataclass(frozen=True)
@@ -248,7 +263,8 @@ def roll_back(version_id: int | None, by: str, why: str) -> Decision:
     """Return to a version that served before; by default to the one before the champion.
 
     Its checkpoint is fetched, hashed and loaded, and must repeat every recorded answer of its
-    newest benchmark first. Does not wait for a night that runs: that one then deploys nothing.
+    newest benchmark first; in another runtime than recorded them, the class of nearly every answer.
+    Does not wait for a night that runs: that one then deploys nothing.
     """
     deployments.say_who(by, why)
     with database.connect().transaction() as session:
@@ -256,13 +272,12 @@ def roll_back(version_id: int | None, by: str, why: str) -> Decision:
         expected = deployments.log(session, most=1)[0].id
         on = evaluations.newest_benchmark(session, to.version_id)
     repeated = repeat(to.version_id, on, images=None)
-    again = _must_repeat(to.version_id, repeated)
+    how = _must_answer_alike(to.version_id, repeated)
     with database.connect().transaction() as session:
         deployment_id = deployments.roll_back(session, to, expected, by, why)
     return Decision(
         to.version_id, "rollback", deployment_id, (),
-        f"version {to.version_id} serves again; it repeated its {again.images} answers to "
-        f"benchmark version {on} to within {again.apart:.1g}",
+        f"version {to.version_id} serves again; of benchmark version {on} {how}",
     )  # fmt: skip
 
 
@@ -340,17 +355,29 @@ def repeat(
     except BadAnswers as error:
         log.warning("version %d cannot repeat its answers: %s", version_id, error)
         return None
-    again = answer(
-        loaded,
+    answering = _as_recorded(loaded, recorded.runtime, len(names))
+    again = answers_of(
+        answering,
         {one.sha256: (one.key, None) for one in members},
         names,
         [one.class_name for one in members],
-        engine_of(recorded.runtime),
     )
     pairs = ((before.label_confidence, again.label_confidence),
              (before.confidence, again.confidence))  # fmt: skip
     apart = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
-    return Repeated(len(names), apart)
+    turned = int((before.top[:, 0] != again.top[:, 0]).sum())
+    elsewhere = told(recorded.runtime) != told(runtime(answering.engine))
+    return Repeated(len(names), apart, turned, elsewhere)
+
+
+def _as_recorded(loaded: Loaded, recorded: dict[str, Any], images: int) -> Answering:
+    """A version in the engine of a recorded runtime, or in one of here where that is not known."""
+    try:
+        if engine := engine_of(recorded):
+            return start(loaded, engine)
+    except NoEngine as error:
+        log.warning("another engine repeats the answers than gave them: %s", error)
+    return start(loaded, choose_engine(loaded, images))
 
 
 def _must_repeat(version_id: int, repeated: Repeated | None) -> Repeated:
@@ -363,3 +390,25 @@ def _must_repeat(version_id: int, repeated: Repeated | None) -> Repeated:
             f"{repeated.apart:.3g}): train it again"
         )
     return repeated
+
+
+def _must_answer_alike(version_id: int, repeated: Repeated | None) -> str:
+    """How a version repeats its recorded answers, in words that follow `of benchmark version N`.
+
+    Where they came from another runtime, the digits of a sound network differ, and an emergency
+    cannot wait for a machine that is gone: there the classes answered must be the same.
+    """
+    if repeated is None or not repeated.elsewhere or repeated.apart <= REPEAT_TOLERANCE:
+        again = _must_repeat(version_id, repeated)
+        return f"it repeated its {again.images} answers to within {again.apart:.1g}"
+    if repeated.turned > MOST_TURNED * repeated.images:
+        raise NotDeployable(
+            f"version {version_id} answers {repeated.turned} of {repeated.images} images with "
+            f"another class than was recorded in another runtime, and {MOST_TURNED:.0%} are "
+            "allowed: roll back where it was recorded, or to another version"
+        )
+    return (
+        f"it answered {repeated.images - repeated.turned} of {repeated.images} images with the "
+        "recorded class; the digits were recorded in another runtime (machine, engine or "
+        f"libraries) and are up to {repeated.apart:.1g} apart"
+    )

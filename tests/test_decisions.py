@@ -218,7 +218,7 @@ def test_a_rollback_repeats_every_answer_and_appends_once(story: Story) -> None:
             before = deployments.since_anchor(session)
         code, told = regraft("rollback", "--why", "it is wrong about rings")
         assert (code, told["version_id"], champion(world)) == (0, 1, 1)
-        assert "repeated its 30 answers" in told["reason"]
+        assert "of benchmark version 2 it repeated its 30 answers" in told["reason"]
         with world.transaction() as session:
             assert deployments.since_anchor(session) == SinceAnchor()
         with pytest.raises(NotDeployable, match="version 1 was the first to serve"):

@@ -231,11 +231,14 @@ class Repeated:
     """What the stored checkpoint, fetched, hashed and loaded again, answered a second time.
 
     images: how many of the benchmark's. apart: the largest distance of any confidence from the
-    recorded one, 0..1.
+    recorded one, 0..1. turned: how many are answered with another class. elsewhere: whether they
+    were recorded in another runtime than repeated.
     """
 
     images: int
     apart: float
+    turned: int = 0
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
