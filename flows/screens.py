@@ -125,7 +125,8 @@ def _show_flips(found: list[dict[str, Any]], judged: dict[str, Any] | None) -> N
             )
             for one in found[:MOST_FLIPS]
         ),
-        f"{lost} answers lost and {len(found) - lost} gained; all in --json, some as --pictures",
+        f"Among all classes {lost} answers lost and {len(found) - lost} gained (`no worse` counts "
+        "among the shared); all in --json, some as --pictures",
     )
 
 

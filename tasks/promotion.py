@@ -284,7 +284,7 @@ def roll_back(version_id: int | None, by: str, why: str) -> Decision:
 def _decide(
     kind: str, version_id: int, limits: Limits, by: str, why: str, seen: frozenset[str]
 ) -> Decision:
-    """Answer anew, judge, and deploy what passed, in one transaction; a refusal is kept as well."""
+    """Answer anew, explain, judge, and deploy what passed; a refusal is kept as well."""
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
         if champion and champion.version_id == version_id:
@@ -292,6 +292,7 @@ def _decide(
         frozen = benchmark.current(session)
     both = [version_id, *([champion.version_id] if champion else [])]
     evaluate_together(both, frozen.version)
+    explain_now(version_id, champion.version_id if champion else None)
     repeated = repeat(version_id)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
