@@ -45,7 +45,7 @@ def upgrade() -> None:
     op.create_table(
         "looks",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("benchmark_version", sa.BigInteger(), nullable=False),
+        sa.Column("benchmark_version", sa.Integer(), nullable=False),
         sa.Column("version_id", sa.BigInteger(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("looked_by", sa.Text(), nullable=False),
