@@ -171,6 +171,20 @@ def test_a_benchmark_that_changed_is_answered_again(story: Story) -> None:
         world.check()
 
 
+def test_an_approval_judges_against_the_champion_of_now(story: Story) -> None:
+    """Refused beside version 1, it is approved beside the control version that serves since."""
+    with refused(story) as world:
+        world.act(MADE.format("control"))
+        [(control,)] = world.ask("SELECT id FROM versions WHERE purpose = 'control'")
+        lenient = {"latency_seconds": 60, "gap_bound": 1}
+        assert promotion.adopt(control, lenient, "Zoë", "afresh").deployment_id
+        assert promotion.approve(2, "Zoë", "it was judged beside version 1").deployment_id
+        verdicts = world.ask("SELECT version_id, champion_id FROM verdicts ORDER BY id")
+        assert verdicts[-2:] == [(control, 1), (2, control)]
+        assert champion(world) == 2
+        world.check()
+
+
 # reject
 
 
