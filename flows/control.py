@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 from flows import report
 from flows.grid import Grid
 from flows.nightly import serving
-from flows.run import alone, one_run, pretrained, settled, start_of
+from flows.run import alone, one_run, pretrained, start_of
 from flows.timeline import lasting
 from infra import database
 from records import benchmark
@@ -64,9 +64,8 @@ def afresh(
     bent = {"augmentation": begun.first.plan["augmentation"] | changes.get("augmentation", {})}
     plan = Plan.from_dict(begun.first.plan | changes | bent)
     if root is None and plan.recipe == "scratch":
-        return plan.settled(), None
-    parent = pretrained(root or begun.root, plan)
-    return settled(plan, parent), parent
+        return plan, None
+    return plan, pretrained(root or begun.root, plan)
 
 
 def _compared(begun: Beginning, plan: Plan, parent: int | None) -> Compared:

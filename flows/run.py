@@ -85,10 +85,8 @@ def pretrained(root: int | None, plan: Plan) -> int | None:
 
 def settled(plan: Plan, parent: int | None) -> Plan:
     """The plan with its network named, the parent's where it is open; raises `UnknownVersion`."""
-    if parent is None:
-        return plan.settled()
     with database.connect().transaction() as session:
-        return plan.settled(Plan.from_dict(versions.get(session, parent).plan))
+        return versions.settled(session, plan, parent)
 
 
 def start_of(plan: Plan) -> str:

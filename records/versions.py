@@ -12,6 +12,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from records.tables import Epoch, Version
+from vision.plan import Plan
 
 
 class UnknownVersion(LookupError):
@@ -117,6 +118,13 @@ def candidate(
         class_names_digest=class_names_digest(class_names),
     )
     return session.execute(statement.returning(Version.id)).scalar_one()
+
+
+def settled(session: Session, plan: Plan, parent_id: int | None) -> Plan:
+    """The plan with its network named, the parent's where it is open; raises `UnknownVersion`."""
+    if parent_id is None:
+        return plan.settled()
+    return plan.settled(Plan.from_dict(get(session, parent_id).plan))
 
 
 def trained(
