@@ -82,6 +82,7 @@ def bakeoff(plans: list[Asked]) -> Bakeoff:
     """
     for plan in plans:
         refuse_targeted(plan)
+    plans = [plan.settled() for plan in plans]
     _refuse_different_choices(plans)
     with alone():
         with one_run("bakeoff", plans[0], judged=True) as run:
@@ -128,6 +129,8 @@ def _entrant(plan: Plan, snapshot: str) -> Entrant:
         # Whatever a library says of one architecture at one size: the run's row is closed with it.
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         return Entrant(name_of(plan), start_of(plan), version, problem)
+    with database.connect().transaction() as session:
+        benchmark.look(session, version, "bakeoff", f"run {run.run_id}")
     return measured(version)
 
 

@@ -12,6 +12,8 @@ from flows.grid import Grid
 from flows.nightly import serving
 from flows.run import alone, one_run, pretrained, refuse_targeted, start_of
 from flows.timeline import lasting
+from infra import database
+from records import benchmark
 from tasks.evaluation import evaluate, is_scored_on_benchmark
 from tasks.lineage import Beginning, Worth, beginning, between, compare, earlier, points
 from tasks.progress import courtesy
@@ -78,6 +80,8 @@ def _compared(begun: Beginning, plan: Plan, parent: int | None) -> Compared:
             train_version(run.run_id, version)
             evaluate(run.run_id, version, champion)
         start = f"from version {parent}" if parent else start_of(plan)
+        with database.connect().transaction() as session:
+            benchmark.look(session, version, "control", f"run {run.run_id}")
         worth = compare(run.run_id, version, champion, start)
         if known:
             ended = run.end("skipped", f"nothing new: {worth.sentence}", version)

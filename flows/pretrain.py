@@ -3,7 +3,16 @@
 from prefect import flow
 
 from flows import report
-from flows.run import Asked, Outcome, alone, one_run, pretrained, refuse_targeted, start_of
+from flows.run import (
+    Asked,
+    Outcome,
+    alone,
+    one_run,
+    pretrained,
+    refuse_targeted,
+    settled,
+    start_of,
+)
 from tasks.evaluation import evaluate_held_out, is_scored
 from tasks.sets import checked, freeze_set
 from tasks.training import train_version, write_candidate
@@ -38,7 +47,8 @@ def pretrain(sets: list[str], plan: Asked = Plan(), root: int | None = None) -> 
     return outcomes
 
 
-def _stage(prefix: str, plan: Plan, parent: int | None) -> Outcome:
+def _stage(prefix: str, asked: Plan, parent: int | None) -> Outcome:
+    plan = settled(asked, parent)
     with one_run("pretrain", plan) as run:
         snapshot = freeze_set(run.run_id, prefix, plan)
         version = write_candidate(run.run_id, "pretrain", snapshot, plan, parent)

@@ -98,6 +98,12 @@ def refuse_targeted(plan: Plan) -> None:
         )
 
 
+def settled(plan: Plan, parent: int | None) -> Plan:
+    """The plan with its network named, the parent's where it is open; raises `UnknownVersion`."""
+    with database.connect().transaction() as session:
+        return versions.settled(session, plan, parent)
+
+
 def start_of(plan: Plan) -> str:
     """What a network without a parent starts from, in words."""
     if plan.weights is None or plan.recipe == "scratch":

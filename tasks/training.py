@@ -57,9 +57,13 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 def write_candidate(
     run_id: int, purpose: str, snapshot_digest: str, plan: Plan, parent_id: int | None
 ) -> int:
-    """Write the candidate down before it trains, or find the one that a killed run began."""
+    """Write the candidate down before it trains, or find the one that a killed run began.
+
+    What the plan leaves open of its network is written down as its parent has it.
+    """
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
+        plan = versions.settled(session, plan, parent_id)
         class_names = snapshots.class_names(session, snapshot_digest)
         version_id = versions.candidate(
             session,

@@ -16,8 +16,11 @@ from worlds import Story, World
 from flows import bakeoff as contest
 from flows.bakeoff import Bakeoff, Entrant, Share, bakeoff
 from flows.cli import _entrant
+from flows.nightly import nightly
 from infra.embedded import Addresses
+from records import benchmark, deployments, flips
 from records.versions import checkpoint_key
+from tasks import promotion
 from vision.plan import BadPlan, Plan
 
 PLAN = replace(worlds.SECOND_PLAN, epochs=2)
@@ -92,9 +95,12 @@ def test_once_more_with_another_it_trains_that_alone(held: tuple[World, Bakeoff]
     """What has its figures is left as it is."""
     with worlds.rows_of(held[0]) as world, worlds.inside(world):
         good, _, small = held[1].entrants
+        assert looks(world) == [(2, "verdict"), (good.version_id, "bakeoff"),
+                                (small.version_id, "bakeoff")]  # fmt: skip
         before = world.ask("SELECT id, checkpoint_digest FROM versions WHERE state = 'trained'")
         more = bakeoff(plans=[PLAN, SMALL, OTHER])
         assert more.entrants[:2] == (good, small)
+        assert looks(world)[3:] == [(more.entrants[2].version_id, "bakeoff")]  # and no other twice
         assert more.entrants[2].name == "test_efficientnet@32"
         assert more.entrants[2].benchmark is not None
         after = world.ask("SELECT id, checkpoint_digest FROM versions WHERE state = 'trained'")
@@ -126,6 +132,52 @@ def test_the_verb_shows_figures_reasons_and_the_picture(
         with Image.open(tmp_path / "plots" / "bakeoff.png") as picture:
             assert picture.format == "PNG"
         assert world.ask(trained) == before
+
+
+def looks(world: World) -> list[tuple[int, str]]:
+    """What was looked at on the newest benchmark version; all of it is counted."""
+    with world.transaction() as session:
+        newest = benchmark.current(session)
+        told = benchmark.looks(session, newest.version)
+    assert newest.looks == len(told)
+    return [(one.version_id, one.kind) for one in told]
+
+
+def test_nights_go_on_from_a_winner_of_another_architecture(story: Story) -> None:
+    """Adopted, its network is the next night's, arguments and image size with it."""
+    other = replace(
+        worlds.FIRST_PLAN, architecture="test_efficientnet", image_size=24,
+        arguments={"global_pool": "avgmax"},
+    )  # fmt: skip
+    with worlds.twin(story.waiting) as world:
+        [winner] = bakeoff(plans=[other]).entrants
+        assert winner.version_id == 2
+        adopted = promotion.adopt(2, {}, "Zoë", "it is smaller")
+        assert adopted.deployment_id, adopted.reason
+        assert "was asked for architecture=test_resnet: have the next ones leave it" in (
+            adopted.reason
+        )
+        with world.transaction() as session:
+            judged = deployments.verdict(session, 2)
+            assert judged is not None
+            turned = [one.sha256 for one in flips.of_verdict(session, judged)]
+        maps = world.ask("SELECT version_id, sha256 FROM gradcams")
+        assert {(version, one) for one in turned for version in (1, 2)} <= set(maps)
+        assert any(version == 2 for version, _ in maps)
+        with pytest.raises(BadPlan, match="the parent is test_efficientnet"):
+            nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS)
+        left_open = replace(worlds.SECOND_PLAN, architecture=None, image_size=Plan().image_size)
+        night = nightly(plan=left_open, limits=worlds.LIMITS)
+        assert night.state == "deployed", night.reason
+        [(parent, trained)] = world.ask("SELECT parent_id, plan FROM versions WHERE id = :v",
+                                        v=night.version_id)  # fmt: skip
+        assert parent == 2
+        assert Plan.from_dict(trained) == replace(
+            worlds.SECOND_PLAN, architecture="test_efficientnet", image_size=24,
+            arguments={"global_pool": "avgmax"},
+        )  # fmt: skip
+        assert nightly(plan=left_open, limits=worlds.LIMITS).state == "skipped"
+        world.check()
 
 
 def test_killed_it_goes_on_with_the_entrant_it_was_at(story: Story) -> None:

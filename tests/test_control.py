@@ -41,6 +41,8 @@ def test_a_control_learns_the_champions_snapshot_afresh(
         assert world.ask("SELECT * FROM deployments ORDER BY id") == log
         assert world.ask("SELECT count(*) FROM verdicts WHERE version_id = 3") == [(0,)]
 
+        assert world.ask("SELECT version_id, kind FROM looks") == [(3, "control")]
+
         worth = done.worth
         assert worth is not None
         assert (worth.champion_id, worth.control_id, worth.depth) == (2, 3, 1)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
 # Raised whenever vision.images makes other pixels for the same geometry, so that cached ones of
@@ -27,6 +27,11 @@ LATER = (
     "class_augmentation", "targeted", "head_views", "schedule", "way",
     "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
 )  # fmt: skip
+
+# What a version without a parent is made of where its plan leaves the network open; and what, left
+# at its default beside an open network, is the parent's as well.
+ARCHITECTURE = "mobilenetv2_100"
+WITH_NETWORK = ("arguments", "image_size", "crop", "interpolation")
 
 # timm keyword arguments that have a field of their own or that the class list decides.
 RESERVED_ARGUMENTS = {
@@ -163,8 +168,10 @@ class Plan:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    architecture: str = field(default="mobilenetv2_100", metadata=_means(
-        "the network, by its name in timm; a parent must have the same"))
+    architecture: str | None = field(default=None, metadata=_means(
+        "the network, by its name in timm; a parent must have the same. null: the parent's, with "
+        "its arguments, image_size, crop and interpolation where those are left at their defaults; "
+        f"without a parent {ARCHITECTURE}"))
     arguments: dict[str, Any] = field(default_factory=dict, hash=False, metadata=_means(
         "further keyword arguments of timm's create_model, such as pad_type"))
     weights: str | None = field(default=None, metadata=_means(
@@ -275,7 +282,8 @@ class Plan:
         self._check_contradictions()
 
     def _check_network(self) -> None:
-        _text(self, "architecture")
+        if self.architecture is not None:
+            _text(self, "architecture")
         _json_arguments(self.arguments)
         if self.weights is not None:
             _text(self, "weights")
@@ -425,6 +433,27 @@ class Plan:
     def mixes(self) -> bool:
         """Whether the pictures of a batch are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def timm_name(self) -> str:
+        """The network's name in timm; where it is open, what a version without a parent is."""
+        return self.architecture or ARCHITECTURE
+
+    def settled(self, parent: "Plan | None" = None) -> "Plan":
+        """The plan with its network named: where it is open, the parent's and what goes with it.
+
+        What the plan itself says otherwise than by default stays as it says.
+        """
+        if self.architecture is not None:
+            return self
+        if parent is None:
+            return replace(self, architecture=ARCHITECTURE)
+        usual = Plan()
+        theirs = {
+            name: getattr(parent, name)
+            for name in WITH_NETWORK if getattr(self, name) == getattr(usual, name)
+        }
+        return replace(self, architecture=parent.timm_name, **theirs)
 
     @property
     def geometry(self) -> Geometry:
