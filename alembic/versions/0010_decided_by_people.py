@@ -5,14 +5,14 @@ decision: a promotion is a version's first deployment. A rejection names who and
 benchmark version are counted also where no gate judges. A latency stands with the processor on
 which it was measured, which need not be the one that trained.
 
-Revision ID: 0014
+Revision ID: 0010
 Revises: 0009
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0014"
+revision = "0010"
 down_revision = "0009"
 branch_labels = None
 depends_on = None
