@@ -233,9 +233,9 @@ def test_a_resolved_plan_computes_the_same_bits_without_what_was_measured(
     cache: Path, tmp_path: Path
 ) -> None:
     """Trained again by its resolved plan, a run goes the way that was chosen for it, features
-    included, on a machine that has forgotten its measurements; by the plan as asked it does not.
+    included, on a machine that has forgotten its measurements; another engine computes other bits.
     """
-    plan = replace(HEAD, epochs=21, head_epochs=20, head_views=20, precision="auto",
+    plan = replace(HEAD, epochs=18, head_epochs=17, head_views=17, precision="auto",
                    channels_last=None)  # fmt: skip
 
     def trained(
@@ -251,11 +251,8 @@ def test_a_resolved_plan_computes_the_same_bits_without_what_was_measured(
     assert settled.way is not None
     assert (settled.way.precision, settled.way.features) == ("bfloat16", "onnxruntime float32")
     assert trained(settled, "again") == (digest, settled)
-    # each of the two choices decides bits
-    others = (replace(settled.way, precision="float32"),
-              replace(settled.way, features="eager float32"))  # fmt: skip
-    for number, way in enumerate(others):
-        assert trained(replace(settled, way=way), f"other {number}")[0] != digest
+    plain = replace(settled, way=replace(settled.way, features="eager float32"))
+    assert trained(plain, "plain")[0] != digest
 
 
 def louder(plan: Plan) -> nn.Module:
