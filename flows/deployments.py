@@ -30,6 +30,7 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -69,7 +70,9 @@ from flows.throwaway import lowered, throwaway
 from infra import database
 from infra.database import Busy, run_lock
 from records import runs
+from vision.gate import Limits
 from vision.plan import Plan
+from vision.scores import PRECISION
 
 NAMES = [f"{flow.name}/{flow.name}" for flow in (nightly, control)]
 THROWAWAY = f"{throwaway.name}/{throwaway.name}"
@@ -97,17 +100,20 @@ def serve(
     cron: str,
     timezone: str,
     control_cron: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    precision: float = PRECISION,
     shortlist_from: int | None = None,
     pools: Sequence[str] = (),
 ) -> None:
     """Run night, control run and the library's scoring on their schedules until SIGTERM or SIGINT.
 
-    control_cron: None for no control run. shortlist_from: the lower cutoff of the throw-away run on
-    these pools that follows a night which reports classes near the cutoff; None for none. Raises
-    `BadSchedule`, `BadPlan` and `NoServer` before anything is registered.
+    control_cron: None for no control run. plan, limits, precision: each night's. shortlist_from:
+    the lower cutoff of the throw-away run on these pools that follows a night which reports classes
+    near the cutoff; None for none. Raises `BadSchedule`, `BadPlan` and `NoServer` before anything
+    is registered.
     """
     shortlisting = described_throwaway(plan, shortlist_from, pools)
-    served = [described(plan, cron, timezone), weekly(timezone), shortlisting]
+    served = [described(plan, cron, timezone, limits, precision), weekly(timezone), shortlisting]
     if control_cron is not None:
         served.append(described_control(control_cron, timezone))
     require_server()
@@ -135,10 +141,17 @@ def serve(
         reap(patience=STOP_SECONDS)
 
 
-def described(plan: Plan, cron: str, timezone: str) -> RunnerDeployment:
+def described(
+    plan: Plan,
+    cron: str,
+    timezone: str,
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    precision: float = PRECISION,
+) -> RunnerDeployment:
     """The deployment of the night that `serve` registers."""
     return _described(
-        nightly, cron, timezone, "--cron", {"plan": plan.to_dict()},
+        nightly, cron, timezone, "--cron",
+        {"plan": plan.to_dict(), "limits": asdict(limits), "precision": precision},
         "Take in new images, train a candidate, let the benchmark decide.",
     )  # fmt: skip
 
