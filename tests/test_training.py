@@ -21,7 +21,8 @@ from tasks.pixels import Sources
 from tasks.snapshot import freeze_snapshot, read
 from tasks.training import HOPELESS, machine, train_version, trained_by, write_candidate
 from vision import network as networks
-from vision.fitting import CPU_WITHOUT_MEMORY, Diverged
+from vision.fitting import Diverged
+from vision.memory import CPU_WITHOUT_MEMORY
 from vision.network import BadCheckpoint
 from vision.plan import BadPlan, Plan
 
