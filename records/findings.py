@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from records import pools, versions
+from records import classes, pools, versions
 from records.nearness import NEAR_BITS
 from records.snapshots import USABLE
 from vision import variety
@@ -148,7 +148,7 @@ def scarce(
     fewer = 2 * limit if fewer is None else fewer
     known = asked.class_names
     if class_name is not None:
-        known, fewer = (_known_class(asked, class_name),), UNCOUNTED
+        known, fewer = (_known_class(session, asked, class_name),), UNCOUNTED
     needs = [
         Need(*row)
         for row in session.execute(
@@ -175,7 +175,7 @@ def staged(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    known = asked.class_names if class_name is None else (_known_class(asked, class_name),)
+    known = asked.class_names if class_name is None else (_known_class(session, asked, class_name),)
     needs = [
         Need(*row)
         for row in session.execute(
@@ -203,7 +203,7 @@ def look_alike(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    name = _known_class(asked, class_name)
+    name = _known_class(session, asked, class_name)
     below = _bound("below", below)
     if below is None:
         below = session.scalar(text(_THRESHOLD), {"version": asked.version_id}) or LOW
@@ -271,7 +271,7 @@ def matching(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    name = None if class_name is None else _known_class(asked, class_name)
+    name = None if class_name is None else _known_class(session, asked, class_name)
     below, above = _bound("below", below), _bound("above", above)
     if below is not None and above is not None and above >= below:
         raise BadFilter(f"--above {above:g} --below {below:g} leave nothing between: swap them")
@@ -365,14 +365,16 @@ def _pool(session: Session, name: str) -> int:
     return known[prefix]
 
 
-def _known_class(asked: _Asked, name: str) -> str:
-    if name not in asked.class_names:
+def _known_class(session: Session, asked: _Asked, name: str) -> str:
+    """The version's word for a class, which may be called otherwise today."""
+    (word,) = classes.as_known_to(asked.class_names, [name], classes.today(session))
+    if word not in asked.class_names:
         mend = f": `regraft show {asked.version_id} --json` lists its classes"
         raise UnknownClass(
             f"version {asked.version_id} knows no class {name!r}"
             f"{_meant(name, asked.class_names) or mend}"
         )
-    return name
+    return word
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -404,10 +406,14 @@ _CUTOFF = """
 
 # --- classes that lack images -----------------------------------------------------------------
 
+# A version's words, each with the class that it means today.
+_WANTED = """
+    unnest(CAST(:names AS text[])) AS w (name) LEFT JOIN class_names n ON n.name = w.name
+    LEFT JOIN classes c ON c.name = n.today
+"""
 # Counted no further than it matters, so that a large library costs no more than a small one.
 _SCARCE = f"""
-    SELECT w.name, u.usable
-    FROM unnest(CAST(:names AS text[])) AS w (name) LEFT JOIN classes c ON c.name = w.name
+    SELECT w.name, u.usable FROM {_WANTED}
     CROSS JOIN LATERAL (
         SELECT count(*) AS usable
         FROM (SELECT 1 FROM images i WHERE i.class_id = c.id AND {USABLE} LIMIT :fewer) few) u
@@ -416,8 +422,7 @@ _SCARCE = f"""
 """  # noqa: S608  (constants of ours, here and below)
 
 _STAGED = f"""
-    SELECT w.name, u.usable, u.usable - m.made
-    FROM unnest(CAST(:names AS text[])) AS w (name) JOIN classes c ON c.name = w.name
+    SELECT w.name, u.usable, u.usable - m.made FROM {_WANTED}
     CROSS JOIN LATERAL (
         SELECT count(*) AS made FROM images i
         WHERE i.class_id = c.id AND {USABLE} AND i.origin <> 'real') m

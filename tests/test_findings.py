@@ -26,7 +26,7 @@ from worlds import World
 from flows import finding
 from infra.embedded import Addresses
 from infra.storage import Listed
-from records import findings, identifications, pools, runs, snapshots, versions
+from records import classes, findings, identifications, pools, runs, snapshots, versions
 from records.findings import (
     BadFilter,
     Findings,
@@ -281,6 +281,22 @@ def test_staged_shows_classes_that_rest_on_made_images(session: Session) -> None
     assert {(row.class_name, row.usable, row.real) for row in found.rows} == {(ODD, 9, 1)}
     assert [round(row.confidence, 1) for row in found.rows] == [0.8, 0.7, 0.6, 0.5]
     assert findings.staged(session, "lion").rows == ()
+
+
+def test_a_class_is_found_by_each_of_its_names(session: Session) -> None:
+    """Renamed or merged, it keeps its images, and the version its word for it."""
+    classes.rename(session, "antelope", "gnu", "Ann", "as it is said")
+    classes.merge(session, "okapi", "lion", "Ann", "for once")
+    classes.rename(session, ODD, "zebra", "Ann", "as it is said")
+    told = {row.class_name: row.usable for row in findings.scarce(session, fewer=20).rows}
+    assert told == {"antelope": 0, "lion": 16, "okapi": 16, ODD: 9}
+    staged = {(row.class_name, row.usable, row.real) for row in findings.staged(session).rows}
+    assert staged == {(ODD, 9, 1)}
+    assert {row.predicted for row in findings.matching(session, "zebra").rows} == {ODD}
+    assert names(findings.look_alike(session, "gnu", group=2)) == names(
+        findings.look_alike(session, "antelope", group=2)
+    )
+    assert {row.usable for row in findings.scarce(session, "zebra").rows} == {9}
 
 
 def test_look_alike_groups_what_is_not_known_yet(session: Session) -> None:
