@@ -95,7 +95,8 @@ def compare_page(
 ) -> None:
     """Bring what is known of a pool up to one page of its listing, which goes on after a key.
 
-    What was read before and is not listed any more is gone, or is back. What could not be had is
+    What was read before and is not listed any more is gone, or is back; but of what a person
+    removed or restored the act speaks, until its object has followed. What could not be had is
     forgotten, and so read again if it is still there. The page stays as the table `page`.
     """
     session.execute(
@@ -111,6 +112,10 @@ def compare_page(
     )
     session.execute(text("ANALYZE page"))
     within = "o.pool_id = :pool AND o.key > :after AND (:last OR o.key <= :to)"
+    settled = """
+        NOT EXISTS (SELECT 1 FROM pool_moves m JOIN pool_acts a ON a.id = m.act_id
+                    WHERE a.sha256 = o.sha256 AND o.key IN (a.key, a.to_key))
+    """
     values = {
         "pool": pool_id, "after": after or "", "last": last, "to": page[-1].key if page else "",
     }  # fmt: skip
@@ -119,10 +124,12 @@ def compare_page(
         f"""
         UPDATE pool_objects o SET gone_at = now() WHERE {within} AND gone_at IS NULL
           AND NOT EXISTS (SELECT 1 FROM page WHERE page.key = o.key AND page.etag = o.etag)
+          AND {settled}
         """,  # noqa: S608
         f"""
         UPDATE pool_objects o SET gone_at = NULL FROM page
         WHERE {within} AND gone_at IS NOT NULL AND page.key = o.key AND page.etag = o.etag
+          AND {settled}
         """,  # noqa: S608
     ):
         session.execute(text(statement), values)

@@ -30,8 +30,9 @@ from worlds import World
 
 from infra.embedded import Addresses
 from infra.storage import Storage, bad_key
-from records import identifications, pools, snapshots, versions
-from tasks import checkpoints, identification
+from records import identifications, labels, library, pools, snapshots, versions
+from records.labels import Wish
+from tasks import checkpoints, identification, labelling
 from tasks.identification import BadPool, CannotIdentify, answer, begin, checked, locate
 from tasks.loading import BadFolder
 from tasks.snapshot import SCHEMA
@@ -298,6 +299,29 @@ def test_a_pool_that_is_written_to_meanwhile(world: World) -> None:
     world.storage.write(f"{POOL}00000.png", noise(0))
     answer.fn(begin(POOL, 1))
     assert world.ask(gone) == []
+    world.check()
+
+
+def test_what_a_killed_act_owes_is_not_taken_for_what_is_there(world: World) -> None:
+    """Removed or restored and killed before S3 followed, identified meanwhile: the act stands."""
+    fill(world.storage, 3)
+    answer.fn(begin(POOL, 1))
+    keys = [f"{POOL}{number:05d}.png" for number in range(3)]
+    wishes = [Wish(key, key=key) for key in keys]
+    there = "SELECT count(*) FROM pool_objects WHERE gone_at IS NULL"
+    with world.transaction() as session:
+        labels.remove(session, wishes, "Ann")
+    answer.fn(begin(POOL, 1))
+    assert world.ask(there) == [(0,)]
+    assert labelling.restore(wishes, "Ann")[0].changed == 3
+    assert [one.key for one in world.storage.list(POOL)] == keys
+    labelling.remove(wishes, "Ann")
+    with world.transaction() as session:
+        labels.restore(session, wishes, "Ann")
+    answer.fn(begin(POOL, 1))
+    assert world.ask(there) == [(3,)]
+    labelling.follow()
+    assert labelling.remove(wishes, "Ann")[0].changed == 3
     world.check()
 
 
