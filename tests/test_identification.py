@@ -30,7 +30,7 @@ from worlds import World
 
 from infra.embedded import Addresses
 from infra.storage import Storage, bad_key
-from records import identifications, labels, library, pools, snapshots, versions
+from records import batches, identifications, labels, library, pools, snapshots, versions
 from records.labels import Wish
 from tasks import checkpoints, identification, labelling
 from tasks.identification import BadPool, CannotIdentify, answer, begin, checked, locate
@@ -337,6 +337,18 @@ def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
     answer.fn(begin(POOL, 1))
     marks = "SELECT mark, mark_sha256 FROM pool_images WHERE mark IS NOT NULL ORDER BY 1"
     assert world.ask(marks) == [("library", exact), ("near library", near)]
+    world.act("UPDATE images SET added_at = now() - interval '9 days'")
+    for gone, known in (("now()", []), ("NULL", [("library", exact), ("near library", near)])):
+        world.act(f"UPDATE objects SET gone_at = {gone}")  # noqa: S608
+        with world.transaction() as session:
+            assert sum(library.settle_gone(session, None).values()) == 2
+        answer.fn(begin(POOL, 1))
+        assert world.ask(marks) == known
+    with world.transaction() as session:
+        batches.revert_batch(session, 1, "Ann", "a test")
+    world.storage.write(f"{POOL}again.jpg", pictures.jpeg(photograph, 70))
+    answer.fn(begin(POOL, 1))
+    assert world.ask(marks) == []
 
 
 def test_a_long_listing_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
