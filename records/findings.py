@@ -393,14 +393,14 @@ def _bound(name: str, value: float | None) -> float | None:
 def _cutoff(session: Session) -> int:
     """The fewest images that a class needs to be trained: as in the newest night, else the plan's.
 
-    Not a throw-away version's, which is lower.
+    Not a throw-away version's, which is lower, and so may be that of a snapshot both froze.
     """
     return session.scalar(text(_CUTOFF)) or Plan.cutoff
 
 
 _CUTOFF = """
-    SELECT s.cutoff FROM versions v JOIN snapshots s ON s.digest = v.snapshot_digest
-    WHERE v.purpose = 'nightly' ORDER BY v.id DESC LIMIT 1
+    SELECT CAST(plan->>'cutoff' AS int) FROM versions
+    WHERE purpose = 'nightly' ORDER BY id DESC LIMIT 1
 """
 
 

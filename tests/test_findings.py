@@ -171,8 +171,8 @@ def _version(
 ) -> int:
     """A version that knows CLASSES."""
     run = runs.begin(session, purpose, {}, None)
-    snapshots.record(session, "digest", "key", "policy", 6, None, 25, [])
-    plan = {"architecture": "test_resnet", "seed": seed}
+    snapshots.record(session, "digest", "key", "policy", 2, None, 25, [])
+    plan = {"architecture": "test_resnet", "seed": seed, "cutoff": 6}
     version = versions.candidate(
         session, run, purpose, None, "digest", plan, f"plan {seed}", list(CLASSES)
     )
