@@ -471,13 +471,15 @@ def _offered(
     return Findings(told, tuple(shown))
 
 
-# Targets of all identifications of a version: their confidences are known of every picture.
+# Targets of all identifications of a version that answered anything: their confidences are known of
+# every picture.
 _TARGETS = """
+    WITH answering AS (
+        SELECT id, targets FROM identifications i WHERE version_id = :version
+          AND EXISTS (SELECT 1 FROM shards s WHERE s.identification_id = i.id AND s.answered > 0))
     SELECT array_agg(name) FROM (
-        SELECT t.name FROM identifications i, unnest(i.targets) AS t (name)
-        WHERE i.version_id = :version GROUP BY t.name
-        HAVING count(DISTINCT i.id) = (SELECT count(*) FROM identifications
-                                       WHERE version_id = :version)) shared
+        SELECT t.name FROM answering, unnest(targets) AS t (name) GROUP BY t.name
+        HAVING count(*) = (SELECT count(*) FROM answering)) shared
 """
 
 

@@ -263,6 +263,15 @@ def test_scarce_shows_a_burst_once_and_varies(session: Session) -> None:
     assert names(few) == ["burst-0.jpg", "alike-0.jpg", "other.jpg", "second.jpg"]
 
 
+def test_an_identification_that_answers_nothing_changes_nothing(session: Session) -> None:
+    """Asked once more without its targets, a version still offers what it had kept of them."""
+    before = findings.scarce(session, fewer=10)
+    pool = pools.enter(session, DAY)
+    identifications.begin(session, pool, before.rows[0].version)
+    assert findings.scarce(session, fewer=10) == before
+    assert {row.predicted for row in before.rows if row.class_name == TARGET} == {TARGET, ODD}
+
+
 def test_scarce_classes_are_those_with_few_images(session: Session) -> None:
     """The nights' cutoff is 6 here: twice that is few, those next to it come first."""
     told = {row.class_name: row.usable for row in findings.scarce(session).rows}
