@@ -398,6 +398,8 @@ def _welcome_back(
     kind = "returned" if same else "relabelled" if one.relabels else "moved"
     sub_label = old_sub_label if same else one.sub_label
     log_change(session, run_id, one.sha256, kind, old_label, one.label)
+    if withdrawn:
+        _found_or_brought(session, one)
     session.execute(
         text(
             """
@@ -410,6 +412,23 @@ def _welcome_back(
             """
         ),
         {"class": class_id, "sub": sub_label, "batch": batch_id, "sha": one.sha256},
+    )
+
+
+def _found_or_brought(session: Session, one: Accepted) -> None:
+    """Say of a withdrawn image whether this time a version found it.
+
+    Such a one only trains; out of validation or test it is held, since its group is judged there.
+    """
+    session.execute(
+        text(
+            """
+            UPDATE images SET mined = :mined,
+                   split = CASE WHEN :mined AND split <> 'train' THEN 'held' ELSE split END
+            WHERE sha256 = :sha
+            """
+        ),
+        {"mined": one.mined, "sha": one.sha256},
     )
 
 

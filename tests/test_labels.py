@@ -201,6 +201,52 @@ def test_a_label_can_be_taken_back_and_given_again(
     check_invariants(database, storage)
 
 
+def test_what_was_taken_back_returns_by_the_word_of_a_person_alone(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """Neither by hand nor by its copy put back; uploaded by a person it is as any other."""
+    digest, body = found["0.png"], storage.read(POOL + "0.png")
+    key = f"labelled/ring/{digest}.png"
+    mine = f"SELECT mined, split, withdrawn_at IS NULL FROM images WHERE sha256 = '{digest}'"  # noqa: S608
+    labelling.label([wish("a", digest, "ring")], "Ann")
+    take_in(database)
+    labelling.dismiss([wish("a", digest)], "Ann")
+    take_in(database)
+    back = "UPDATE images SET withdrawn_at = NULL, withdrawn_why = NULL WHERE mined"
+    with pytest.raises(DBAPIError, match="no person labelled it"), database.transaction() as session:
+        session.execute(text(back))
+    put(storage, key, body)
+    take_in(database)
+    assert [tuple(row) for row in query(database, mine)] == [(True, "train", False)]
+    storage.delete(key)
+    put(storage, "labelled/ring/own.png", body)
+    take_in(database)
+    assert [tuple(row) for row in query(database, mine)] == [(False, "train", True)]
+    check_invariants(database, storage)
+
+
+def test_a_deleted_image_that_a_version_finds_again_only_trains(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """It was there to be judged by; found by a model it judges nothing, and is held."""
+    [(key, digest)] = query(
+        database,
+        """
+        SELECT o.key, o.sha256 FROM objects o JOIN images i USING (sha256)
+        WHERE i.split = 'validation' AND o.key LIKE 'labelled/ring/%'
+        """,
+    )
+    body = storage.read(key)
+    storage.delete(key)
+    take_in(database)
+    in_pool(database, storage, {"again.png": body})
+    labelling.label([wish("a", digest, "ring")], "Ann")
+    take_in(database)
+    mine = f"SELECT mined, split, withdrawn_at IS NULL FROM images WHERE sha256 = '{digest}'"  # noqa: S608
+    assert [tuple(row) for row in query(database, mine)] == [(True, "held", True)]
+    check_invariants(database, storage)
+
+
 def test_a_label_taken_back_during_an_intake_does_not_come_in(
     database: Database, storage: Storage, found: dict[str, str]
 ) -> None:
