@@ -140,8 +140,8 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
 
     An object that was read before and can no longer be had is gone.
 
-    Two who read the same at once wait for each other here, and the second gets an IntegrityError:
-    it asks again in a new transaction.
+    Two who read the same at once wait for each other here, and the second gets an IntegrityError,
+    or Postgres finds a deadlock: it asks again in a new transaction.
     """
     if not read:
         return
@@ -171,8 +171,11 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
     session.execute(
         text(
             """
-            UPDATE pool_objects SET gone_at = now()
-            WHERE pool_id = :pool AND gone_at IS NULL AND key = ANY(:keys)
+            UPDATE pool_objects o SET gone_at = now() FROM (
+                SELECT id FROM pool_objects
+                WHERE pool_id = :pool AND gone_at IS NULL AND key = ANY(:keys)
+                ORDER BY key, id FOR NO KEY UPDATE) gone
+            WHERE o.id = gone.id
             """
         ),
         {"pool": pool_id, "keys": [one.key for one in read if one.sha256 is None]},

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from psycopg2.errors import UniqueViolation
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from psycopg2.errors import DeadlockDetected, UniqueViolation
+from sqlalchemy.exc import DBAPIError
 
 from infra import database, settings, storage
 from infra.database import Unreachable
@@ -62,6 +62,8 @@ MANY = 10_000
 WAITING = 2
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.1
+# What two processes that write of one pool may run into, and neither when it tries again.
+IN_EACH_OTHERS_WAY = (UniqueViolation, DeadlockDetected)
 
 
 class BadPool(ValueError):
@@ -286,7 +288,7 @@ def _shard(
 def _settle(
     row: IdentificationRow, worker: str, engine: str, shard: Shard, answers: Identified
 ) -> None:
-    """Write a shard down; again where another process brought the same picture just now."""
+    """Write a shard down; again where another process wrote of the same objects just now."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with database.connect().transaction() as session:
@@ -297,8 +299,8 @@ def _settle(
         except LostClaim as lost:
             log.warning("%s", lost)
             return
-        except IntegrityError as error:
-            if attempt == ATTEMPTS or not isinstance(error.orig, UniqueViolation):
+        except DBAPIError as error:
+            if attempt == ATTEMPTS or not isinstance(error.orig, IN_EACH_OTHERS_WAY):
                 raise
 
 
@@ -320,19 +322,26 @@ def _list(row: IdentificationRow, left: threading.Event) -> None:
     """Move the listing on until it is complete, in turns with the other processes."""
     pages: Iterator[list[ListedObject]] = iter(())
     reached: str | None = ""
+    deadlocks = 0
     while not left.is_set():
-        with database.connect().transaction() as session:
-            held = identifications.hold_listing(session, row.id)
-            if held is not None:
-                if held.complete:
-                    return
-                if held.listed_to != reached:
-                    pages = _pages(storage.connect().list(row.prefix, held.listed_to))
-                page = next(pages)
-                last = len(page) < PAGE
-                identifications.add_page(session, row.id, held.listed_to, page, last)
-                reached = page[-1].key if page else held.listed_to
-                continue
+        try:
+            with database.connect().transaction() as session:
+                held = identifications.hold_listing(session, row.id)
+                if held is not None:
+                    if held.complete:
+                        return
+                    if held.listed_to != reached:
+                        pages = _pages(storage.connect().list(row.prefix, held.listed_to))
+                    page = next(pages)
+                    last = len(page) < PAGE
+                    identifications.add_page(session, row.id, held.listed_to, page, last)
+                    reached = page[-1].key if page else held.listed_to
+                    continue
+        except DBAPIError as error:
+            deadlocks += 1
+            if deadlocks == ATTEMPTS or not isinstance(error.orig, IN_EACH_OTHERS_WAY):
+                raise
+            reached = ""  # the page was taken and not written down: it is listed again
         left.wait(PAUSE_SECONDS)
 
 

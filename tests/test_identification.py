@@ -24,6 +24,7 @@ import torch
 import worlds
 from intakes import put, remove
 from PIL import Image
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from test_kill import gate, kill_at
 from worlds import World
@@ -32,6 +33,7 @@ from infra.embedded import Addresses
 from infra.storage import Storage, bad_key
 from records import batches, identifications, labels, library, pools, snapshots, versions
 from records.labels import Wish
+from records.pools import ReadObject
 from tasks import checkpoints, identification, labelling
 from tasks.identification import BadPool, CannotIdentify, answer, begin, checked, locate
 from tasks.loading import BadFolder
@@ -499,6 +501,39 @@ def test_two_at_once_begin_one(world: World) -> None:
     with ThreadPoolExecutor(4) as threads:
         found = [one.result() for one in [threads.submit(ask) for _ in range(4)]]
     assert len(set(found)) == 1
+
+
+def test_a_deadlock_is_tried_again(world: World) -> None:
+    """Who writes of the same objects in another order keeps no shard from being written down."""
+    fill(world.storage, 2)
+    answer.fn(begin(POOL, 1))
+    number = begin(POOL, 2)
+    with world.transaction() as session:
+        row = identifications.get(session, number)
+    identification._list(row, threading.Event())
+    with world.transaction() as session:
+        claim = identifications.claim(session, number, "one", 60)
+    assert claim is not None
+    gone = [ReadObject(key, etag, size, None, "gone") for key, etag, size in claim.objects]
+    shard = identification.Shard(claim, gone, [], np.zeros(0, np.uint8))
+    touched = text("UPDATE pool_objects SET size = size WHERE key = :key")
+    first, second = (one.key for one in gone)
+    with ThreadPoolExecutor(1) as threads, world.transaction() as session:
+        session.execute(text("SET LOCAL deadlock_timeout = '1min'"))  # the other one notices
+        session.execute(touched, {"key": second})
+        settled = threads.submit(
+            identification._settle, row, "one", "x", shard, identification.nothing(NAMES, ())
+        )
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = :name"
+        while not world.ask(waits, name=world.bucket):
+            assert not settled.done()
+        session.execute(touched, {"key": first})
+        session.commit()
+        settled.result()
+    assert world.ask("SELECT count(*) FROM pool_objects WHERE gone_at IS NOT NULL") == [(2,)]
+    assert world.ask("SELECT state, missing FROM shards WHERE state = 'done' AND missing > 0") == [
+        ("done", 2)
+    ]
 
 
 def test_a_claim_that_lapsed_writes_nothing(world: World) -> None:
