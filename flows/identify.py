@@ -33,7 +33,7 @@ class Identification:
 
     listed: objects of the pool; known: those that had an answer or are known to hold no picture;
     the rest is answered, repeated (the same bytes have an answer), unreadable or missing (gone or
-    changed since it was listed). marks: how many of the pictures answered library or benchmark
+    changed since it was listed, or refused by the server). marks: how many of the pictures answered library or benchmark
     have already, by mark. unreadable_objects: the first of the pool's.
     """
 
@@ -61,7 +61,7 @@ class Identification:
                 (self.known, "known before"),
                 (self.repeated, "copies"),
                 (self.unreadable, "unreadable"),
-                (self.missing, "gone or changed meanwhile"),
+                (self.missing, "that could not be had"),
             )
             if count
         ] + [f"{count} {MARKED[mark]}" for mark, count in self.marks.items()]

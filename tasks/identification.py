@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 
 from infra import database, settings, storage
 from infra.database import Unreachable
-from infra.storage import Changed, Gone, Listed, bad_key
+from infra.storage import Changed, Gone, Listed, Refused, bad_key
 from records import evaluations, identifications, pools, versions
 from records.identifications import SHARD, Claim, IdentificationRow, LostClaim
 from records.labels import TRASH
@@ -42,7 +42,7 @@ from tasks.progress import progress
 from tasks.step import reading
 from vision.answers import Identified
 from vision.identification import identify, nothing, seeing
-from vision.images import Facts, Pixels, examine
+from vision.images import Facts, Pixels, examine, too_large
 from vision.plan import Geometry
 from vision.prediction import ahead
 from vision.scores import PRECISION
@@ -203,7 +203,10 @@ def _answer(
     engine = choose_engine(loaded, expected)
     forward = seeing(engine, loaded.network, loaded.plan, device)
     log.info("version %d answers with %s", row.version_id, engine.name)
-    with fetching(expected) as fetch, ThreadPoolExecutor(1, "regraft-settle") as writer:
+    with (
+        fetching(expected, passing=(Gone, Changed, Refused)) as fetch,
+        ThreadPoolExecutor(1, "regraft-settle") as writer,
+    ):
         while True:
             claims = _claims(row.id, worker, listing)
             settling: deque[Future[None]] = deque()
@@ -261,12 +264,13 @@ def _shards(
 def _shard(
     row: IdentificationRow,
     claim: Claim,
-    made: Sequence[tuple[Facts, Pixels | None] | Gone | Changed],
+    made: Sequence[tuple[Facts, Pixels | None] | Gone | Changed | Refused],
 ) -> Shard:
+    _raise_if_all_is_refused(row, made)
     read: list[ReadObject] = []
     decoded: dict[str, Pixels] = {}
     for (key, etag, size), one in zip(claim.objects, made, strict=True):
-        if isinstance(one, Gone | Changed):
+        if isinstance(one, Gone | Changed | Refused):
             read.append(ReadObject(key, etag, size, None, str(one)))
             continue
         facts, pixels = one
@@ -283,6 +287,16 @@ def _shard(
     images = [sha256 for sha256 in decoded if sha256 not in known]
     pixels_of = [decoded[sha256] for sha256 in images]
     return Shard(claim, read, images, np.stack(pixels_of) if pixels_of else np.zeros(0, np.uint8))
+
+
+def _raise_if_all_is_refused(row: IdentificationRow, made: Sequence[object]) -> None:
+    """Raise what no object is to blame for: the keys are wrong, and nothing was read with them."""
+    refused = next((one for one in made if isinstance(one, Refused)), None)
+    if refused is None or any(isinstance(one, tuple) for one in made):
+        return
+    now = _row(row.id)
+    if not now.answered + now.repeated + now.unreadable:
+        raise refused
 
 
 def _settle(
@@ -350,7 +364,8 @@ def _pages(listed: Iterator[Listed]) -> Iterator[list[ListedObject]]:
     images = _images(listed)
     while True:
         page = [
-            ListedObject(one.key, one.etag, one.size, bad_key(one.key))
+            # what is too large is never fetched: a film would not fit into memory
+            ListedObject(one.key, one.etag, one.size, bad_key(one.key) or too_large(one.size))
             for one in islice(images, PAGE)
         ]
         yield page

@@ -30,7 +30,7 @@ from test_kill import gate, kill_at
 from worlds import World
 
 from infra.embedded import Addresses
-from infra.storage import Storage, bad_key
+from infra.storage import Refused, Storage, bad_key
 from records import batches, identifications, labels, library, pools, snapshots, versions
 from records.labels import Wish
 from records.pools import ReadObject
@@ -38,6 +38,7 @@ from tasks import checkpoints, identification, labelling
 from tasks.identification import BadPool, CannotIdentify, answer, begin, checked, locate
 from tasks.loading import BadFolder
 from tasks.snapshot import SCHEMA
+from vision import images
 from vision.answers import BadAnswers
 from vision.identification import identify, seeing
 from vision.images import examine
@@ -325,6 +326,34 @@ def test_what_a_killed_act_owes_is_not_taken_for_what_is_there(world: World) -> 
     labelling.follow()
     assert labelling.remove(wishes, "Ann")[0].changed == 3
     world.check()
+
+
+def test_what_one_object_is_refused_for_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film is not fetched, and what the server will not give out is named; no others suffer."""
+    fill(world.storage, 3)
+    secret = f"{POOL}secret.png"
+    world.storage._client.put_object(
+        Bucket=world.bucket, Key=secret, Body=noise(9),
+        SSECustomerAlgorithm="AES256", SSECustomerKey="k" * 32,
+    )  # fmt: skip
+    film = f"{POOL}film.mp4"
+    world.storage.write(film, b"x" * 20_000)
+    monkeypatch.setattr(images, "LARGEST_BYTES", 19_999)
+    number = begin(POOL, 1)
+    answer.fn(number)
+    assert counts(world, number) == ("completed", 5, 1, 3, 0, 0, 1)
+    assert world.ask("SELECT key, sha256 IS NULL FROM pool_objects WHERE problem IS NOT NULL ORDER BY 1") == [
+        (film, True), (secret, True),
+    ]  # fmt: skip
+    [(said,)] = world.ask("SELECT problem FROM pool_objects WHERE key = :key", key=secret)
+    assert "cannot read" in said
+    world.storage.delete(film)
+    for one in range(3):
+        world.storage.delete(f"{POOL}{one:05d}.png")
+    with pytest.raises(Refused, match="cannot read"):
+        answer.fn(begin(POOL, 2))
 
 
 def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
