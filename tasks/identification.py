@@ -374,8 +374,15 @@ def _pages(listed: Iterator[Listed]) -> Iterator[list[ListedObject]]:
 
 
 def _images(listed: Iterator[Listed]) -> Iterator[Listed]:
-    """Leave out the empty objects `<folder>/` that consoles make: a folder is no image."""
-    return (one for one in listed if one.size or not one.key.endswith("/"))
+    """Leave out the empty objects `<folder>/` that consoles make: a folder is no image.
+
+    And those whose key Postgres cannot hold.
+    """
+    for one in listed:
+        if "\0" in one.key:
+            log.warning("left out: the key %r holds a NUL: rename the object", one.key)
+        elif one.size or not one.key.endswith("/"):
+            yield one
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from records.findings import (
 )
 from records.pools import ListedObject, ReadObject
 from records.tables import PoolAct
+from tasks import labelling
 from vision import images, variety
 from vision.answers import Identified
 from web import sheet
@@ -497,9 +498,11 @@ def test_wrong_calls_are_told(
 def test_cells_are_no_formulas(session: Session) -> None:
     """A class that is named like a formula is text to a spreadsheet."""
     row = findings.matching(session, most=1).rows[0]
-    odd = Findings("", (replace(row, class_name="=1+1", key="@sum"),))
-    (told,) = csv.DictReader(StringIO(finding.as_text(odd)))
+    odd = [replace(row, class_name="=1+1", key=key) for key in ("@sum", "'=p/1", "'p/1", "''-")]
+    page = finding.as_text(Findings("", tuple(odd)))
+    told = next(csv.DictReader(StringIO(page)))
     assert (told["class_name"], told["key"]) == ("'=1+1", "'@sum")
+    assert [one.key for one in labelling.read("x.csv", page.encode())] == [one.key for one in odd]
 
 
 class Page(HTMLParser):

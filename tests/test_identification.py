@@ -24,17 +24,19 @@ import torch
 import worlds
 from intakes import put, remove
 from PIL import Image
+from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from test_kill import gate, kill_at
 from worlds import World
 
 from infra.embedded import Addresses
-from infra.storage import Refused, Storage, bad_key
+from infra.storage import Listed, Refused, Storage, bad_key
 from records import batches, identifications, labels, library, pools, snapshots, versions
 from records.labels import Wish
 from records.pools import ReadObject
 from tasks import checkpoints, identification, labelling
+from tasks.bar import bar
 from tasks.identification import BadPool, CannotIdentify, answer, begin, checked, locate
 from tasks.loading import BadFolder
 from tasks.snapshot import SCHEMA
@@ -354,6 +356,23 @@ def test_what_one_object_is_refused_for_ends_nothing(
         world.storage.delete(f"{POOL}{one:05d}.png")
     with pytest.raises(Refused, match="cannot read"):
         answer.fn(begin(POOL, 2))
+
+
+def test_a_pool_of_odd_names_is_answered(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that no row can hold is left out aloud, and a name that looks like markup is a name."""
+    prefix = "pools/a[/b]/"
+    fill(world.storage, 2, prefix)
+    modified = next(iter(world.storage.list(prefix))).modified
+    odd = Listed(f"{prefix}a\0b", "e", 9, modified)
+    (page,) = identification._pages(iter([odd, *world.storage.list(prefix)]))
+    assert [one.key for one in page] == [f"{prefix}00000.png", f"{prefix}00001.png"]
+    assert "holds a NUL: rename" in caplog.text
+    shown = Console(file=io.StringIO(), force_terminal=True)
+    with bar(shown) as one:
+        one.add_task(f"identify {prefix}", total=1)
+    number = begin(prefix, 1)
+    answer.fn(number)
+    assert counts(world, number) == ("completed", 2, 0, 2, 0, 0, 0)
 
 
 def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
