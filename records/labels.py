@@ -176,6 +176,15 @@ def restore(session: Session, wishes: Sequence[Wish], by: str, why: str | None =
     return Done(len(removed), len(there))
 
 
+def removed(session: Session, prefix: str) -> list[tuple[str, str]]:
+    """The objects of a pool that stand in the trash: key and digest."""
+    rows = session.execute(
+        text(f"SELECT DISTINCT key, sha256 FROM ({_TRASH}) t WHERE starts_with(key, :prefix)"),  # noqa: S608
+        {"prefix": prefix},
+    )
+    return [(key, sha256) for key, sha256 in rows]
+
+
 def _trashed(key: str, sha256: str) -> str:
     """Where a removed object goes; with its digest, since a key may be filled and emptied again."""
     return f"{TRASH}{sha256}/{key}"

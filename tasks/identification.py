@@ -6,6 +6,7 @@ Several processes may do so together: each claims shards, and each picture has o
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import socket
@@ -28,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 from infra import database, settings, storage
 from infra.database import Unreachable
 from infra.storage import Changed, Gone, Listed, Refused, bad_key
-from records import evaluations, identifications, pools, versions
+from records import evaluations, identifications, labels, pools, versions
 from records.identifications import SHARD, Claim, IdentificationRow, LostClaim
 from records.labels import TRASH
 from records.objects import LABELLED
@@ -90,8 +91,9 @@ class Shard:
 def locate(word: str) -> str:
     """The prefix in our bucket that holds a pool: of `s3://PREFIX`, or of a folder, loaded there.
 
-    A folder goes to `pools/<its name>/`, once. Raises `BadPool` when other images lie there and for
-    what belongs to the library or the benchmark, `BadFolder` for a folder without files.
+    A folder goes to `pools/<its name>/`, once, and what people removed from there stays removed.
+    Raises `BadPool` when other images lie there and for what belongs to the library or the
+    benchmark, `BadFolder` for a folder without files.
     """
     if word.startswith(ADDRESS):
         return checked(word.removeprefix(ADDRESS))
@@ -106,9 +108,26 @@ def locate(word: str) -> str:
             f"s3://{prefix} holds {len(foreign)} objects that are not in {word}, the first is "
             f"{foreign[0]}: rename the folder, or name s3://{prefix} to use what lies there"
         )
-    for line in load_files(folder, prefix, there)[:10]:
+    removed = _removed(folder, prefix)
+    if removed:
+        log.warning("%d files stay in the trash: `regraft restore` brings them back", len(removed))
+    for line in load_files(folder, prefix, there | removed)[:10]:
         log.warning("left where it is: %s", line)
     return prefix
+
+
+def _removed(folder: Path, prefix: str) -> dict[str, int]:
+    """Keys of files that hold what people removed from the pool, with their sizes."""
+    with database.connect().transaction() as session:
+        trash = labels.removed(session, prefix)
+    found = {}
+    for key, sha256 in trash:
+        path = folder / key.removeprefix(prefix)
+        if path.is_file():
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                    found[key] = path.stat().st_size
+    return found
 
 
 def checked(prefix: str) -> str:

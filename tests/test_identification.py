@@ -346,9 +346,8 @@ def test_what_one_object_is_refused_for_ends_nothing(
     number = begin(POOL, 1)
     answer.fn(number)
     assert counts(world, number) == ("completed", 5, 1, 3, 0, 0, 1)
-    assert world.ask("SELECT key, sha256 IS NULL FROM pool_objects WHERE problem IS NOT NULL ORDER BY 1") == [
-        (film, True), (secret, True),
-    ]  # fmt: skip
+    unread = "SELECT key, sha256 IS NULL FROM pool_objects WHERE problem IS NOT NULL ORDER BY key"
+    assert world.ask(unread) == [(film, True), (secret, True)]
     [(said,)] = world.ask("SELECT problem FROM pool_objects WHERE key = :key", key=secret)
     assert "cannot read" in said
     world.storage.delete(film)
@@ -458,6 +457,12 @@ def test_a_folder_is_loaded_first(world: World, tmp_path: Path) -> None:
     before = {one.key: one.modified for one in world.storage.list("pools/dump/")}
     assert locate(str(folder)) == "pools/dump/"
     assert {one.key: one.modified for one in world.storage.list("pools/dump/")} == before
+    answer.fn(begin("pools/dump/", 1))
+    labelling.remove([Wish(key, key=key) for key in before if key.endswith(".png")], "Ann")
+    (folder / "one.png").write_bytes(noise(4))  # another picture by now
+    assert locate(str(folder)) == "pools/dump/"
+    left = {one.key for one in world.storage.list("pools/dump/")} - {"pools/dump/"}
+    assert left & set(before) == {"pools/dump/one.png"}
     other = tmp_path / "other" / "dump"
     other.mkdir(parents=True)
     (other / "three.png").write_bytes(noise(3))
