@@ -33,10 +33,10 @@ class Identification:
 
     listed: objects of the pool; known: those that had an answer or are known to hold no picture;
     the rest is answered, repeated (the same bytes have an answer), unreadable or missing (gone or
-    changed since it was listed, or refused by the server). marks: how many of the pictures answered library or benchmark
-    have already, by mark. unscored: pictures answered before without these targets, of which no
-    confidence is kept; judged: whether a threshold says what may be shown. unreadable_objects: the
-    first of the pool's.
+    changed since it was listed, or refused by the server). marks: how many of the pictures
+    answered library or benchmark have already, by mark. unscored: pictures answered before without
+    these targets, of which no confidence is kept; judged: whether a threshold says what may be
+    shown. unreadable_objects: the first of the pool's.
     """
 
     identification_id: int

@@ -212,9 +212,9 @@ def test_what_was_taken_back_returns_by_the_word_of_a_person_alone(
     take_in(database)
     labelling.dismiss([wish("a", digest)], "Ann")
     take_in(database)
-    back = "UPDATE images SET withdrawn_at = NULL, withdrawn_why = NULL WHERE mined"
-    with pytest.raises(DBAPIError, match="no person labelled it"), database.transaction() as session:
-        session.execute(text(back))
+    back = text("UPDATE images SET withdrawn_at = NULL, withdrawn_why = NULL WHERE mined")
+    with pytest.raises(DBAPIError, match="no person labelled"), database.transaction() as session:
+        session.execute(back)
     put(storage, key, body)
     take_in(database)
     assert [tuple(row) for row in query(database, mine)] == [(True, "train", False)]
