@@ -269,13 +269,13 @@ def upgrade() -> None:
             ["identification_id", "version_id"],
             ["identifications.id", "identifications.version_id"],
             name=op.f("fk_pool_answers_identification_id_version_id"),
-            ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(
             ["sha256"], ["pool_images.sha256"], name=op.f("fk_pool_answers_sha256")
         ),
         sa.PrimaryKeyConstraint("version_id", "sha256", name=op.f("pk_pool_answers")),
     )
+    op.create_index("ix_pool_answers_identification", "pool_answers", ["identification_id"])
     op.create_index(
         "ix_pool_answers_class",
         "pool_answers",
