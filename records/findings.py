@@ -34,7 +34,7 @@ class BadFilter(ValueError):
     """A filter that cannot mean anything; the message names the value and the mend."""
 
 
-class UnknownClass(LookupError):
+class UnknownToVersion(LookupError):
     """The version has no such class."""
 
 
@@ -370,7 +370,7 @@ def _known_class(session: Session, asked: _Asked, name: str) -> str:
     (word,) = classes.as_known_to(asked.class_names, [name], classes.today(session))
     if word not in asked.class_names:
         mend = f": `regraft show {asked.version_id} --json` lists its classes"
-        raise UnknownClass(
+        raise UnknownToVersion(
             f"version {asked.version_id} knows no class {name!r}"
             f"{_meant(name, asked.class_names) or mend}"
         )

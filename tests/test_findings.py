@@ -32,8 +32,8 @@ from records.findings import (
     Findings,
     Found,
     NothingAnswered,
-    UnknownClass,
     UnknownPool,
+    UnknownToVersion,
 )
 from records.pools import ListedObject, ReadObject
 from records.tables import PoolAct
@@ -415,8 +415,8 @@ def test_what_is_gone_is_not_shown(session: Session) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [
-        ({"class_name": "okappi"}, UnknownClass, "did you mean 'okapi'?"),
-        ({"class_name": "whale"}, UnknownClass, "version 2 knows no class 'whale'"),
+        ({"class_name": "okappi"}, UnknownToVersion, "did you mean 'okapi'?"),
+        ({"class_name": "whale"}, UnknownToVersion, "version 2 knows no class 'whale'"),
         ({"version_id": 3}, NothingAnswered, "version 3 has answered no pool yet: `regraft"),
         ({"version_id": 5}, NothingAnswered, "version 5 has answered no pool yet: it is training"),
         ({"version_id": 9}, versions.UnknownVersion, "there is no version 9"),
@@ -436,7 +436,7 @@ def test_a_wrong_word_is_named_with_its_mend(
 
 def test_odd_words_are_inert(session: Session) -> None:
     """SQL in a class's name is a class that there is not."""
-    with pytest.raises(UnknownClass):
+    with pytest.raises(UnknownToVersion):
         findings.look_alike(session, "x'; DROP TABLE pool_answers; --")
     assert findings.matching(session).rows
 
