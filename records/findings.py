@@ -318,7 +318,7 @@ def _asked(
     """
     if most < 1:
         raise BadFilter(f"--limit {most}: ask for 1 or more")
-    pool_id = None if pool is None else _pool(session, pool)
+    pool_id = None if pool is None else pool_named(session, pool)
     if version_id is None:
         version_id = session.scalar(text(_NEWEST), {"pool": pool_id})
     if version_id is None:
@@ -354,7 +354,8 @@ _THRESHOLD = """
 """
 
 
-def _pool(session: Session, name: str) -> int:
+def pool_named(session: Session, name: str) -> int:
+    """The number of a pool that was identified, by its prefix; raises `UnknownPool`."""
     prefix = name.removeprefix("s3://").strip("/") + "/"
     known = {one.prefix: one.id for one in pools.listed(session)}
     if prefix not in known:

@@ -642,19 +642,21 @@ def test_the_verb(world: World, prefect_server: str, tmp_path: Path) -> None:
 
     def regraft(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "flows.cli", "identify", *words],
+            [sys.executable, "-m", "flows.cli", *words],
             capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
             env=os.environ | world.environment(),
         )  # fmt: skip
 
-    done = regraft(str(folder), "--version", "1", "--target", "star", "--json")
+    done = regraft("identify", str(folder), "--version", "1", "--target", "star", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["state"], told["listed"], told["answered"], told["unreadable"]) == (
         "completed", 6, 5, 1
     )  # fmt: skip
     assert told["unreadable_objects"][0]["key"] == "pools/dump/broken.png"
-    failed = regraft("s3://pools/none", "--version", "1")
+    listed = regraft("unreadable", "s3://pools/dump", "--json")
+    assert json.loads(listed.stdout) == told["unreadable_objects"], listed.stderr
+    failed = regraft("identify", "s3://pools/none", "--version", "1")
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("regraft: s3://pools/none/ holds no images")
     assert len(failed.stderr.splitlines()) == 1, failed.stderr

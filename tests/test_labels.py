@@ -763,6 +763,11 @@ def test_the_verbs_say_what_they_did(
     facts = json.loads(regraft("restore", digest, "--by", "Ann", "--json")[1])
     assert (facts["changed"], facts["waiting"]) == (1, [])
     assert regraft("label", "ring", "--by", "Ann")[0] == 2
+    told = json.loads(regraft("acts", "--most", "3", "--json")[1])
+    assert [(one["act"], one["done_by"], one["owed"]) for one in told] == [
+        ("restore", "Ann", False), ("remove", "Ann", False), ("dismiss", "Zoë", False),
+    ]  # fmt: skip
+    assert "Zoë" in regraft("acts")[1]
     assert [one.done_by for one in acts(database)] == ["Ann", "Ann", "Zoë", "Ann", "Ann"]
 
 
