@@ -215,7 +215,7 @@ def test_what_is_kept_is_what_the_network_says(world: World) -> None:
         "JOIN identifications i ON i.id = a.identification_id"
     )
     assert len(rows) == 20
-    for key, predicted, confidence, labels, best, targets, entropy, shown, features, names, at in (
+    for key, predicted, confidence, told, best, targets, entropy, shown, features, names, at in (
         rows
     ):
         _, pixels = examine(world.storage.read(key), PLAN.geometry)
@@ -223,8 +223,8 @@ def test_what_is_kept_is_what_the_network_says(world: World) -> None:
         assert pixels is not None
         logits, seen = forward(torch.from_numpy(pixels[None]))
         shares = logits.softmax(dim=1)[0]
-        assert predicted == labels[0] == NAMES[int(shares.argmax())]
-        assert len(labels) == 5
+        assert predicted == told[0] == NAMES[int(shares.argmax())]
+        assert len(told) == 5
         assert confidence == best[0] == pytest.approx(float(shares.max()), abs=1e-5)
         assert names == ["ring", "triangle"]
         wanted = [float(shares[NAMES.index(name)]) for name in names]
