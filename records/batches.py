@@ -418,14 +418,14 @@ def _welcome_back(
 def _found_or_brought(session: Session, one: Accepted) -> None:
     """Say of a withdrawn image whether this time a version found it.
 
-    Such a one only trains; out of validation or test it is held, since its group is judged there.
+    In validation or test nothing is mined: what was given its place there before any version saw it
+    returns to it as what it was.
     """
     session.execute(
         text(
             """
-            UPDATE images SET mined = :mined,
-                   split = CASE WHEN :mined AND split <> 'train' THEN 'held' ELSE split END
-            WHERE sha256 = :sha
+            UPDATE images SET mined = :mined
+            WHERE sha256 = :sha AND (NOT :mined OR split IN ('train', 'held'))
             """
         ),
         {"mined": one.mined, "sha": one.sha256},

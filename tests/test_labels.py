@@ -225,25 +225,31 @@ def test_what_was_taken_back_returns_by_the_word_of_a_person_alone(
     check_invariants(database, storage)
 
 
-def test_a_deleted_image_that_a_version_finds_again_only_trains(
+def test_a_deleted_image_that_a_version_finds_again_keeps_its_place(
     database: Database, storage: Storage, found: dict[str, str]
 ) -> None:
-    """It was there to be judged by; found by a model it judges nothing, and is held."""
-    [(key, digest)] = query(
+    """What trains is mined from then on; what was there to judge by judges as before."""
+    rows = query(
         database,
         """
-        SELECT o.key, o.sha256 FROM objects o JOIN images i USING (sha256)
-        WHERE i.split = 'validation' AND o.key LIKE 'labelled/ring/%'
+        SELECT DISTINCT ON (i.split) o.key, o.sha256, i.split FROM objects o
+        JOIN images i USING (sha256) WHERE o.key LIKE 'labelled/ring/%' ORDER BY i.split, o.key
         """,
     )
-    body = storage.read(key)
-    storage.delete(key)
+    bodies = {f"{row.split}.png": storage.read(row.key) for row in rows}
+    for row in rows:
+        storage.delete(row.key)
     take_in(database)
-    in_pool(database, storage, {"again.png": body})
-    labelling.label([wish("a", digest, "ring")], "Ann")
+    again = in_pool(database, storage, bodies)
+    labelling.label([wish(*one, "ring") for one in again.items()], "Ann")
     take_in(database)
-    mine = f"SELECT mined, split, withdrawn_at IS NULL FROM images WHERE sha256 = '{digest}'"  # noqa: S608
-    assert [tuple(row) for row in query(database, mine)] == [(True, "held", True)]
+    mine = query(
+        database,
+        "SELECT split, mined FROM images WHERE withdrawn_at IS NULL "
+        f"AND sha256 IN {(*again.values(),)}"  # noqa: S608
+        " ORDER BY split",
+    )
+    assert [tuple(row) for row in mine] == [("test", False), ("train", True), ("validation", False)]
     check_invariants(database, storage)
 
 
