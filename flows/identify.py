@@ -144,7 +144,10 @@ def _told(identification_id: int, seconds: float) -> Identification:
             shown=worth.shown,
             marks=worth.marks,
             targets=tuple(row.targets),
-            unscored=identifications.unscored(session, row.id) if row.targets else 0,
+            unscored=(
+                identifications.unscored(session, row.id)
+                if row.targets and row.known + row.repeated else 0
+            ),
             judged=row.threshold is not None,
             unreadable_objects=tuple(pools.unreadable(session, row.pool_id, MOST_SHOWN)),
             seconds=seconds,
