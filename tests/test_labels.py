@@ -784,7 +784,7 @@ def test_what_find_prints_is_what_the_verbs_read(
     """As CSV and as JSON; a name that a spreadsheet would run comes back as it was."""
     for number, digest in enumerate(found.values()):
         answered(database, digest, "ring" if number else "=okapi")
-    code, csv, told = regraft("find", "--csv")
+    code, csv, told = regraft("find", "--version", "1", "--csv")
     assert (code, csv.count("\n")) == (0, 13), told
     assert "'=okapi" in csv
     words = ("--from", "-", "--by", "Ann", "--new-class", "=okapi")
@@ -792,7 +792,7 @@ def test_what_find_prints_is_what_the_verbs_read(
     assert (code, said) == (0, "labelled 12 images\n"), told
     assert [one.class_name for one in acts(database)].count("=okapi") == 1
     assert all(one.offered == one.class_name == one.predicted for one in acts(database))
-    code, whole, _ = regraft("find", "--json")
+    code, whole, _ = regraft("find", "--version", "1", "--json")
     as_csv, as_json = (labelling.read("-", body.encode()) for body in (csv, whole))
     assert labelling.label(as_json, "Ann")[0].already == 12
     cross = labelling.read("found.json", whole.encode(), "cross")
