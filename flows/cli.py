@@ -616,6 +616,28 @@ def identify(pool: Annotated[str, typer.Argument(
 
 
 @app.command()
+def unreadable(pool: Annotated[str, typer.Argument(help="A pool that was identified, s3://PREFIX.")],
+               as_json: Json = False) -> None:  # fmt: skip
+    """List all objects of a pool that hold no picture or could not be had, each with its reason.
+
+    Example: regraft unreadable s3://pools/gate-camera
+    """
+    from infra import database
+    from records import findings, pools
+
+    with database.connect().transaction() as session:
+        rows = pools.unreadable(session, findings.pool_named(session, pool))
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    if not rows:
+        _say("every object of this pool could be read")
+        return
+    _table(["object", "reason"],
+           ((_plain_text(repr(row.key)), _plain_text(row.problem)) for row in rows))  # fmt: skip
+
+
+@app.command()
 def throwaway(cutoff: Annotated[int, typer.Option(
                   help="Fewest usable images of a class, below the plan's cutoff.")],
               pool: Pools = None, plan_file: PlanFile = None, fields: Set = None, root: From = None,
@@ -898,6 +920,37 @@ def restore(images: Images = None, file: File = None,
     wishes = _wishes(images, file)
     _act("restored", "object",
          lambda advance: labelling.restore(wishes, by, why, advance), as_json)  # fmt: skip
+
+
+@app.command()
+def acts(most: Annotated[int, typer.Option(help="How many, the newest first.", min=1)] = 20,
+         as_json: Json = False) -> None:  # fmt: skip
+    """List what people did with images of pools: who labelled, dismissed and removed which.
+
+    Example: regraft acts
+    """
+    from infra import database
+    from records import labels
+
+    with database.connect().transaction() as session:
+        rows = labels.acts(session, most)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    if not rows:
+        _say("nobody has labelled or removed anything yet: `regraft find` shows what there is")
+        return
+    _table(
+        ["when", "act", "image", "class", "from", "by", "why"],
+        (
+            (
+                f"{row.done_at:%Y-%m-%d %H:%M}", row.act + (", waits" if row.owed else ""),
+                row.sha256[:12], _plain_text(row.class_name or row.offered or ""),
+                _plain_text(row.key or ""), _plain_text(row.done_by), _plain_text(row.why or ""),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
 
 
 def _wishes(

@@ -58,7 +58,9 @@ def as_text(found: Findings) -> str:
 
 
 def _inert(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    # what begins so already gets one more, or whoever reads it back would take its own away
+    risky = isinstance(value, str) and value.lstrip("'").startswith(FORMULAS)
+    return f"'{value}" if risky else value
 
 
 def _show(found: Findings) -> None:

@@ -33,8 +33,10 @@ class Identification:
 
     listed: objects of the pool; known: those that had an answer or are known to hold no picture;
     the rest is answered, repeated (the same bytes have an answer), unreadable or missing (gone or
-    changed since it was listed). marks: how many of the pictures answered library or benchmark
-    have already, by mark. unreadable_objects: the first of the pool's.
+    changed since it was listed, or refused by the server). marks: how many of the pictures
+    answered library or benchmark have already, by mark. unscored: pictures answered before without
+    these targets, of which no confidence is kept; judged: whether a threshold says what may be
+    shown. unreadable_objects: the first of the pool's.
     """
 
     identification_id: int
@@ -49,6 +51,9 @@ class Identification:
     missing: int
     shown: int | None
     marks: dict[str, int]
+    targets: tuple[str, ...]
+    unscored: int
+    judged: bool
     unreadable_objects: tuple[Unreadable, ...]
     seconds: float
 
@@ -61,15 +66,31 @@ class Identification:
                 (self.known, "known before"),
                 (self.repeated, "copies"),
                 (self.unreadable, "unreadable"),
-                (self.missing, "gone or changed meanwhile"),
+                (self.missing, "that could not be had"),
             )
             if count
         ] + [f"{count} {MARKED[mark]}" for mark, count in self.marks.items()]
         rest = f" ({', '.join(counts)})" if counts else ""
         return (
             f"version {self.version_id} answered {self.answered} of {self.listed} objects in "
-            f"s3://{self.pool}{rest}"
+            f"s3://{self.pool}{rest}{self._lacking}"
         )
+
+    @property
+    def _lacking(self) -> str:
+        """What the answers do not hold, although it was asked for."""
+        lacking = ""
+        if self.unscored:
+            lacking += (
+                f"; {self.unscored} pictures were answered before and keep no confidence of "
+                f"{', '.join(self.targets)}: only a version that has not answered them scores them"
+            )
+        if not self.judged:
+            lacking += (
+                "; none is judged, since no threshold was fitted for this precision: `regraft show "
+                f"{self.version_id}` lists those that were"
+            )
+        return lacking
 
 
 @flow(name="identify", flow_run_name=report.run_name, retries=0, result_serializer="json")
@@ -122,6 +143,12 @@ def _told(identification_id: int, seconds: float) -> Identification:
             missing=row.missing,
             shown=worth.shown,
             marks=worth.marks,
+            targets=tuple(row.targets),
+            unscored=(
+                identifications.unscored(session, row.id)
+                if row.targets and row.known + row.repeated else 0
+            ),
+            judged=row.threshold is not None,
             unreadable_objects=tuple(pools.unreadable(session, row.pool_id, MOST_SHOWN)),
             seconds=seconds,
         )

@@ -69,6 +69,13 @@ class Changed(StorageError):
     """The object was overwritten since it was listed."""
 
 
+class Refused(StorageError):
+    """The server will not do this; of another object it may.
+
+    An archived or encrypted object, say, or keys that may not read it, or are wrong altogether.
+    """
+
+
 class Conflict(StorageError):
     """Another object with other bytes already has this key, which is written only once."""
 
@@ -444,14 +451,15 @@ class Storage:
                 "REGRAFT_S3_ACCESS_KEY and REGRAFT_S3_SECRET_KEY"
             )
         if status in {401, 403}:
-            return StorageError(
+            return Refused(
                 f"{place}: cannot {what}: the keys for bucket {self.bucket} are refused ({code}); "
                 "check REGRAFT_S3_ACCESS_KEY and REGRAFT_S3_SECRET_KEY and what they may do"
             )
-        return StorageError(
+        temporary = status >= 500 or code in {"SlowDown", "RequestTimeout", "Throttling"}
+        return (StorageError if temporary else Refused)(
             f"{place}: cannot {what} in bucket {self.bucket}: it answers {status} {code}; "
             "read the server's log",
-            temporary=status >= 500 or code in {"SlowDown", "RequestTimeout", "Throttling"},
+            temporary,
         )
 
 

@@ -398,6 +398,8 @@ def _welcome_back(
     kind = "returned" if same else "relabelled" if one.relabels else "moved"
     sub_label = old_sub_label if same else one.sub_label
     log_change(session, run_id, one.sha256, kind, old_label, one.label)
+    if withdrawn:
+        _found_or_brought(session, one)
     session.execute(
         text(
             """
@@ -410,6 +412,23 @@ def _welcome_back(
             """
         ),
         {"class": class_id, "sub": sub_label, "batch": batch_id, "sha": one.sha256},
+    )
+
+
+def _found_or_brought(session: Session, one: Accepted) -> None:
+    """Say of a withdrawn image whether this time a version found it.
+
+    In validation or test nothing is mined: what was given its place there before any version saw it
+    returns to it as what it was.
+    """
+    session.execute(
+        text(
+            """
+            UPDATE images SET mined = :mined
+            WHERE sha256 = :sha AND (NOT :mined OR split IN ('train', 'held'))
+            """
+        ),
+        {"mined": one.mined, "sha": one.sha256},
     )
 
 

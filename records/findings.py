@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from records import pools, versions
+from records import classes, pools, versions
 from records.nearness import NEAR_BITS
 from records.snapshots import USABLE
 from vision import variety
@@ -34,7 +34,7 @@ class BadFilter(ValueError):
     """A filter that cannot mean anything; the message names the value and the mend."""
 
 
-class UnknownClass(LookupError):
+class UnknownToVersion(LookupError):
     """The version has no such class."""
 
 
@@ -148,7 +148,7 @@ def scarce(
     fewer = 2 * limit if fewer is None else fewer
     known = asked.class_names
     if class_name is not None:
-        known, fewer = (_known_class(asked, class_name),), UNCOUNTED
+        known, fewer = (_known_class(session, asked, class_name),), UNCOUNTED
     needs = [
         Need(*row)
         for row in session.execute(
@@ -175,7 +175,7 @@ def staged(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    known = asked.class_names if class_name is None else (_known_class(asked, class_name),)
+    known = asked.class_names if class_name is None else (_known_class(session, asked, class_name),)
     needs = [
         Need(*row)
         for row in session.execute(
@@ -203,7 +203,7 @@ def look_alike(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    name = _known_class(asked, class_name)
+    name = _known_class(session, asked, class_name)
     below = _bound("below", below)
     if below is None:
         below = session.scalar(text(_THRESHOLD), {"version": asked.version_id}) or LOW
@@ -271,7 +271,7 @@ def matching(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    name = None if class_name is None else _known_class(asked, class_name)
+    name = None if class_name is None else _known_class(session, asked, class_name)
     below, above = _bound("below", below), _bound("above", above)
     if below is not None and above is not None and above >= below:
         raise BadFilter(f"--above {above:g} --below {below:g} leave nothing between: swap them")
@@ -318,7 +318,7 @@ def _asked(
     """
     if most < 1:
         raise BadFilter(f"--limit {most}: ask for 1 or more")
-    pool_id = None if pool is None else _pool(session, pool)
+    pool_id = None if pool is None else pool_named(session, pool)
     if version_id is None:
         version_id = session.scalar(text(_NEWEST), {"pool": pool_id})
     if version_id is None:
@@ -354,7 +354,8 @@ _THRESHOLD = """
 """
 
 
-def _pool(session: Session, name: str) -> int:
+def pool_named(session: Session, name: str) -> int:
+    """The number of a pool that was identified, by its prefix; raises `UnknownPool`."""
     prefix = name.removeprefix("s3://").strip("/") + "/"
     known = {one.prefix: one.id for one in pools.listed(session)}
     if prefix not in known:
@@ -365,14 +366,16 @@ def _pool(session: Session, name: str) -> int:
     return known[prefix]
 
 
-def _known_class(asked: _Asked, name: str) -> str:
-    if name not in asked.class_names:
+def _known_class(session: Session, asked: _Asked, name: str) -> str:
+    """The version's word for a class, which may be called otherwise today."""
+    (word,) = classes.as_known_to(asked.class_names, [name], classes.today(session))
+    if word not in asked.class_names:
         mend = f": `regraft show {asked.version_id} --json` lists its classes"
-        raise UnknownClass(
+        raise UnknownToVersion(
             f"version {asked.version_id} knows no class {name!r}"
             f"{_meant(name, asked.class_names) or mend}"
         )
-    return name
+    return word
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -391,23 +394,27 @@ def _bound(name: str, value: float | None) -> float | None:
 def _cutoff(session: Session) -> int:
     """The fewest images that a class needs to be trained: as in the newest night, else the plan's.
 
-    Not a throw-away version's, which is lower.
+    Not a throw-away version's, which is lower, and so may be that of a snapshot both froze.
     """
     return session.scalar(text(_CUTOFF)) or Plan.cutoff
 
 
 _CUTOFF = """
-    SELECT s.cutoff FROM versions v JOIN snapshots s ON s.digest = v.snapshot_digest
-    WHERE v.purpose = 'nightly' ORDER BY v.id DESC LIMIT 1
+    SELECT CAST(plan->>'cutoff' AS int) FROM versions
+    WHERE purpose = 'nightly' ORDER BY id DESC LIMIT 1
 """
 
 
 # --- classes that lack images -----------------------------------------------------------------
 
+# A version's words, each with the class that it means today.
+_WANTED = """
+    unnest(CAST(:names AS text[])) AS w (name) LEFT JOIN class_names n ON n.name = w.name
+    LEFT JOIN classes c ON c.name = n.today
+"""
 # Counted no further than it matters, so that a large library costs no more than a small one.
 _SCARCE = f"""
-    SELECT w.name, u.usable
-    FROM unnest(CAST(:names AS text[])) AS w (name) LEFT JOIN classes c ON c.name = w.name
+    SELECT w.name, u.usable FROM {_WANTED}
     CROSS JOIN LATERAL (
         SELECT count(*) AS usable
         FROM (SELECT 1 FROM images i WHERE i.class_id = c.id AND {USABLE} LIMIT :fewer) few) u
@@ -416,8 +423,7 @@ _SCARCE = f"""
 """  # noqa: S608  (constants of ours, here and below)
 
 _STAGED = f"""
-    SELECT w.name, u.usable, u.usable - m.made
-    FROM unnest(CAST(:names AS text[])) AS w (name) JOIN classes c ON c.name = w.name
+    SELECT w.name, u.usable, u.usable - m.made FROM {_WANTED}
     CROSS JOIN LATERAL (
         SELECT count(*) AS made FROM images i
         WHERE i.class_id = c.id AND {USABLE} AND i.origin <> 'real') m
@@ -466,13 +472,15 @@ def _offered(
     return Findings(told, tuple(shown))
 
 
-# Targets of all identifications of a version: their confidences are known of every picture.
+# Targets of all identifications of a version that answered anything: their confidences are known of
+# every picture.
 _TARGETS = """
+    WITH answering AS (
+        SELECT id, targets FROM identifications i WHERE version_id = :version
+          AND EXISTS (SELECT 1 FROM shards s WHERE s.identification_id = i.id AND s.answered > 0))
     SELECT array_agg(name) FROM (
-        SELECT t.name FROM identifications i, unnest(i.targets) AS t (name)
-        WHERE i.version_id = :version GROUP BY t.name
-        HAVING count(DISTINCT i.id) = (SELECT count(*) FROM identifications
-                                       WHERE version_id = :version)) shared
+        SELECT t.name FROM answering, unnest(targets) AS t (name) GROUP BY t.name
+        HAVING count(*) = (SELECT count(*) FROM answering)) shared
 """
 
 

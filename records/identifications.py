@@ -436,6 +436,26 @@ def complete(session: Session, identification_id: int) -> bool:
     return session.scalar(state) == "completed"
 
 
+def unscored(session: Session, identification_id: int) -> int:
+    """Pictures that the version had answered before, without being asked for these targets.
+
+    Of them no confidence of a target is kept where another class was more likely.
+    """
+    found = session.scalar(
+        text(
+            """
+            SELECT count(DISTINCT a.sha256) FROM identifications i
+            JOIN pool_objects o ON o.pool_id = i.pool_id AND o.gone_at IS NULL
+            JOIN pool_answers a ON a.version_id = i.version_id AND a.sha256 = o.sha256
+            JOIN identifications b ON b.id = a.identification_id
+            WHERE i.id = :id AND NOT b.targets @> i.targets
+            """
+        ),
+        {"id": identification_id},
+    )
+    return found or 0
+
+
 @dataclass(frozen=True)
 class Worth:
     """What an identification answered: how many may be shown, and how many are known already.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 
 from sqlalchemy import text
@@ -176,6 +177,15 @@ def restore(session: Session, wishes: Sequence[Wish], by: str, why: str | None =
     return Done(len(removed), len(there))
 
 
+def removed(session: Session, prefix: str) -> list[tuple[str, str]]:
+    """The objects of a pool that stand in the trash: key and digest."""
+    rows = session.execute(
+        text(f"SELECT DISTINCT key, sha256 FROM ({_TRASH}) t WHERE starts_with(key, :prefix)"),  # noqa: S608
+        {"prefix": prefix},
+    )
+    return [(key, sha256) for key, sha256 in rows]
+
+
 def _trashed(key: str, sha256: str) -> str:
     """Where a removed object goes; with its digest, since a key may be filled and emptied again."""
     return f"{TRASH}{sha256}/{key}"
@@ -213,6 +223,40 @@ def parts(session: Session, wishes: Sequence[Wish]) -> dict[str, str]:
             problems.append(f"{one.where} gives {sha256[:12]}… a second label: keep one")
     _refuse(problems)
     return found
+
+
+@dataclass(frozen=True)
+class ActRow:
+    """One act; what its columns mean says `records.tables.PoolAct`. owed: S3 has not followed."""
+
+    id: int
+    act: str
+    sha256: str
+    class_name: str | None
+    key: str | None
+    to_key: str | None
+    version_id: int | None
+    offered: str | None
+    confidence: float | None
+    done_by: str
+    why: str | None
+    done_at: datetime
+    owed: bool
+
+
+def acts(session: Session, most: int = 20) -> list[ActRow]:
+    """What people did with pictures of pools, the newest first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT id, act, sha256, class_name, key, to_key, version_id, offered, confidence,
+                   done_by, why, done_at, EXISTS (SELECT 1 FROM pool_moves WHERE act_id = a.id)
+            FROM pool_acts a ORDER BY id DESC LIMIT :most
+            """
+        ),
+        {"most": most},
+    )
+    return [ActRow(*row) for row in rows]
 
 
 # --- what intake asks -----------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from records.labels import SAYING
+
 
 @dataclass(frozen=True)
 class ClassRow:
@@ -96,9 +98,14 @@ def settle_gone(session: Session, run_id: int | None) -> Counter[str]:
             WHERE withdrawn_why = 'deleted'
               AND EXISTS (SELECT 1 FROM objects o WHERE o.sha256 = i.sha256
                           AND o.state = 'accepted' AND o.gone_at IS NULL)
+              -- what a version found comes back by the word of a person, as it came
+              AND (NOT mined OR 'label' = (
+                  SELECT act FROM pool_acts a WHERE a.sha256 = i.sha256 AND a.act = ANY(:saying)
+                  ORDER BY a.id DESC LIMIT 1))
             RETURNING sha256, (SELECT name FROM classes c WHERE c.id = i.class_id)
             """
-        )
+        ),
+        {"saying": list(SAYING)},
     ).all()
     for sha256, name in gone:
         log_change(session, run_id, sha256, "deleted", name, None)

@@ -95,7 +95,8 @@ def compare_page(
 ) -> None:
     """Bring what is known of a pool up to one page of its listing, which goes on after a key.
 
-    What was read before and is not listed any more is gone, or is back. What could not be had is
+    What was read before and is not listed any more is gone, or is back; but of what a person
+    removed or restored the act speaks, until its object has followed. What could not be had is
     forgotten, and so read again if it is still there. The page stays as the table `page`.
     """
     session.execute(
@@ -111,6 +112,10 @@ def compare_page(
     )
     session.execute(text("ANALYZE page"))
     within = "o.pool_id = :pool AND o.key > :after AND (:last OR o.key <= :to)"
+    settled = """
+        NOT EXISTS (SELECT 1 FROM pool_moves m JOIN pool_acts a ON a.id = m.act_id
+                    WHERE a.sha256 = o.sha256 AND o.key IN (a.key, a.to_key))
+    """
     values = {
         "pool": pool_id, "after": after or "", "last": last, "to": page[-1].key if page else "",
     }  # fmt: skip
@@ -119,10 +124,12 @@ def compare_page(
         f"""
         UPDATE pool_objects o SET gone_at = now() WHERE {within} AND gone_at IS NULL
           AND NOT EXISTS (SELECT 1 FROM page WHERE page.key = o.key AND page.etag = o.etag)
+          AND {settled}
         """,  # noqa: S608
         f"""
         UPDATE pool_objects o SET gone_at = NULL FROM page
         WHERE {within} AND gone_at IS NOT NULL AND page.key = o.key AND page.etag = o.etag
+          AND {settled}
         """,  # noqa: S608
     ):
         session.execute(text(statement), values)
@@ -133,14 +140,17 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
 
     An object that was read before and can no longer be had is gone.
 
-    Two who read the same at once wait for each other here, and the second gets an IntegrityError:
-    it asks again in a new transaction.
+    Two who read the same at once wait for each other here, and the second gets an IntegrityError,
+    or Postgres finds a deadlock: it asks again in a new transaction.
     """
     if not read:
         return
     images = {one.sha256: one for one in read if one.sha256 and not one.problem}
     fresh = _absent(session, images)
-    marks = _marks(session, [images[sha256] for sha256 in fresh])
+    marks = _marks(
+        session,
+        [(sha256, images[sha256].dhash, images[sha256].dhash_mirror) for sha256 in fresh],
+    )
     copy_rows(
         session,
         "pool_images",
@@ -161,8 +171,11 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
     session.execute(
         text(
             """
-            UPDATE pool_objects SET gone_at = now()
-            WHERE pool_id = :pool AND gone_at IS NULL AND key = ANY(:keys)
+            UPDATE pool_objects o SET gone_at = now() FROM (
+                SELECT id FROM pool_objects
+                WHERE pool_id = :pool AND gone_at IS NULL AND key = ANY(:keys)
+                ORDER BY key, id FOR NO KEY UPDATE) gone
+            WHERE o.id = gone.id
             """
         ),
         {"pool": pool_id, "keys": [one.key for one in read if one.sha256 is None]},
@@ -201,9 +214,19 @@ def _known_objects(
 _SEVERITY = "array_position(ARRAY['benchmark', 'library', 'near benchmark', 'near library'], mark)"
 
 
-def _marks(session: Session, images: Sequence[ReadObject]) -> dict[str, tuple[str, str]]:
-    """By digest how library or benchmark know a picture, and the image it repeats there."""
-    found = _matches("fresh", "images", "benchmark_images", _hashed(images))
+# What was withdrawn is known to nobody: it may be offered again.
+_LIBRARY = "(SELECT sha256, dhash FROM images WHERE withdrawn_at IS NULL)"
+
+
+def _marks(
+    session: Session, images: Collection[tuple[str, int | None, int | None]]
+) -> dict[str, tuple[str, str]]:
+    """By digest how library or benchmark know a picture, and the image it repeats there.
+
+    images: digest, dHash and that of the mirror image.
+    """
+    hashed = any(dhash is not None for _, dhash, _ in images)
+    found = _matches("fresh", _LIBRARY, "benchmark_images", hashed)
     rows = session.execute(
         text(
             f"""
@@ -217,23 +240,19 @@ def _marks(session: Session, images: Sequence[ReadObject]) -> dict[str, tuple[st
             """  # noqa: S608  (constants of this module)
         ),
         {
-            "digests": [one.sha256 for one in images],
-            "hashes": [one.dhash for one in images],
-            "mirrors": [one.dhash_mirror for one in images],
+            "digests": [sha256 for sha256, _, _ in images],
+            "hashes": [dhash for _, dhash, _ in images],
+            "mirrors": [mirror for _, _, mirror in images],
         },
     )
     return {sha256: (mark, repeated) for sha256, mark, repeated in rows}
-
-
-def _hashed(images: Sequence[ReadObject]) -> bool:
-    return any(one.dhash is not None for one in images)
 
 
 def _matches(seeking: str, library: str, benchmark: str, hashed: bool) -> str:
     """SQL for every (sha256, mark, mark_sha256) of these tables; `hashed` looks for near ones."""
     parts = []
     for table, name in ((library, "library"), (benchmark, "benchmark")):
-        both = f"{seeking} n JOIN {table} s USING (sha256)"
+        both = f"{seeking} n JOIN {table} s ON s.sha256 = n.sha256"
         parts.append(f"SELECT n.sha256, '{name}', s.sha256 FROM {both}")  # noqa: S608
         if hashed:
             pairs = f"n.sha256, 'near {name}', s.sha256"
@@ -245,10 +264,12 @@ _SINCE = "coalesce(CAST(:since AS timestamptz), '-infinity')"
 
 
 def mark_anew(session: Session) -> None:
-    """Mark older pictures that library or benchmark have come to hold.
+    """Mark older pictures that library or benchmark have come to hold, and no longer what left.
 
-    Looks at what came in since the newest identification began, which had looked before.
+    Looks at what came in, or came back, since the newest identification began, which had looked
+    before.
     """
+    _lift(session)
     newest = session.scalar(select(func.max(Identification.started_at)))
     found = _matches("unmarked", "brought", "frozen", hashed=True)
     session.execute(
@@ -258,7 +279,9 @@ def mark_anew(session: Session) -> None:
                 SELECT sha256, dhash, dhash_mirror FROM pool_images
                 WHERE mark IS NULL OR mark LIKE 'near %'
             ), brought AS MATERIALIZED (
-                SELECT sha256, dhash FROM images WHERE added_at > {_SINCE}
+                SELECT sha256, dhash FROM images WHERE withdrawn_at IS NULL AND (
+                    added_at > {_SINCE}
+                    OR sha256 IN (SELECT sha256 FROM label_changes WHERE noticed_at > {_SINCE}))
             ), frozen AS MATERIALIZED (
                 SELECT sha256, dhash FROM benchmark_images b JOIN benchmarks v
                   ON v.version = b.added_in WHERE v.frozen_at > {_SINCE}
@@ -272,4 +295,34 @@ def mark_anew(session: Session) -> None:
             """  # noqa: S608  (constants of this module)
         ),
         {"since": newest - OVERLAP if newest else None},
+    )
+
+
+def _lift(session: Session) -> None:
+    """Give pictures that repeat a withdrawn image the mark that is left to them, if any."""
+    rows = session.execute(
+        text(
+            """
+            UPDATE pool_images p SET mark = NULL, mark_sha256 = NULL FROM images i
+            WHERE p.mark IN ('library', 'near library') AND i.sha256 = p.mark_sha256
+              AND i.withdrawn_at IS NOT NULL
+            RETURNING p.sha256, p.dhash, p.dhash_mirror
+            """
+        )
+    )
+    marks = _marks(session, rows.tuples().all())
+    session.execute(
+        text(
+            """
+            UPDATE pool_images p SET mark = found.mark, mark_sha256 = found.mark_sha256
+            FROM unnest(CAST(:digests AS text[]), CAST(:marks AS text[]), CAST(:repeated AS text[]))
+                 AS found (sha256, mark, mark_sha256)
+            WHERE p.sha256 = found.sha256
+            """
+        ),
+        {
+            "digests": list(marks),
+            "marks": [mark for mark, _ in marks.values()],
+            "repeated": [repeated for _, repeated in marks.values()],
+        },
     )

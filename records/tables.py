@@ -1228,8 +1228,8 @@ class PoolAnswer(Base):
         ForeignKeyConstraint(
             ["identification_id", "version_id"],
             ["identifications.id", "identifications.version_id"],
-            ondelete="CASCADE",
         ),
+        Index("ix_pool_answers_identification", "identification_id"),
         # the digest gives equals an order
         Index(
             "ix_pool_answers_class", "version_id", "predicted", text("confidence DESC"), "sha256"

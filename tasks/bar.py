@@ -35,7 +35,7 @@ class RateColumn(ProgressColumn):
 def bar(console: Console) -> Progress:
     """A bar that is gone once its work is done, and that no file ever sees."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a pool may be called a[/b]
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),

@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 from loky import ProcessPoolExecutor
 
 from infra import settings, storage
-from infra.storage import Changed, Gone, Storage
+from infra.storage import Changed, Gone, Refused, Storage
 
 log = logging.getLogger("regraft")
 
@@ -30,6 +30,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
 Place = tuple[str, str | None]  # key, and ETag or None
+Passing = tuple[type[Gone | Changed | Refused], ...]
 
 # objects from which on processes save more than their start takes, which is some three seconds
 MANY = 1000
@@ -47,7 +48,7 @@ class Fetch(Protocol):
 
     def __call__(
         self, places: Iterable[Place], work: Callable[[bytes], Made]
-    ) -> Iterator[Made | Gone | Changed]:
+    ) -> Iterator[Made | Gone | Changed | Refused]:
         """What `work` makes of the bytes of each object, in their order, or why it has none.
 
         places: are taken one by one, not far ahead of what is given. work: a function that can be
@@ -57,21 +58,23 @@ class Fetch(Protocol):
 
 
 @contextmanager
-def fetching(count: int, many: int | None = None) -> Iterator[Fetch]:
+def fetching(
+    count: int, many: int | None = None, passing: Passing = (Gone, Changed)
+) -> Iterator[Fetch]:
     """Have what reads about `count` objects as fast as this machine can.
 
     many: objects from which on processes pay for their start; by default where nothing else asks
-    for the cores.
+    for the cores. passing: what is an answer for one object, and no end of the reading.
     """
     store, known = storage.connect(), settings.load()
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        threads = _Threads(store, known.workers, cores)
+        threads = _Threads(store, known.workers, cores, passing)
         stack.callback(threads.close)
         if cores == 1 or count < (MANY if many is None else many):
             yield threads
             return
-        processes = _Processes(store, known.workers, cores)
+        processes = _Processes(store, known.workers, cores, passing)
         stack.callback(processes.close)
         yield functools.partial(_by_processes, processes, threads)
 
@@ -82,19 +85,22 @@ class _Threads:
     All working at once would only take the interpreter from each other.
     """
 
-    def __init__(self, store: Storage, threads: int, working: int) -> None:
+    def __init__(
+        self, store: Storage, threads: int, working: int, passing: Passing = (Gone, Changed)
+    ) -> None:
         self._store = store
+        self._passing = passing
         self._pool = ThreadPoolExecutor(threads, "regraft-fetch")
         self._working = threading.Semaphore(working)
         self.close = self._pool.shutdown
 
     def __call__(
         self, places: Iterable[Place], work: Callable[[bytes], Made]
-    ) -> Iterator[Made | Gone | Changed]:
-        def make(place: Place) -> Made | Gone | Changed:
+    ) -> Iterator[Made | Gone | Changed | Refused]:
+        def make(place: Place) -> Made | Gone | Changed | Refused:
             try:
                 body = self._store.read(*place)
-            except (Gone, Changed) as error:
+            except self._passing as error:
                 return error
             with self._working:
                 return work(body)
@@ -109,12 +115,14 @@ class _Processes:
     without a fork runs the caller's script again.
     """
 
-    def __init__(self, store: Storage, threads: int, cores: int) -> None:
+    def __init__(
+        self, store: Storage, threads: int, cores: int, passing: Passing = (Gone, Changed)
+    ) -> None:
         self.ahead = 3 * cores
         self.pool = ProcessPoolExecutor(
             cores,
             initializer=_begin,
-            initargs=(store, max(2, threads // (2 * cores)), os.getpid()),
+            initargs=(store, max(2, threads // (2 * cores)), os.getpid(), passing),
             env={"OMP_NUM_THREADS": "1"},  # there are as many processes as cores
         )
 
@@ -124,11 +132,11 @@ class _Processes:
 
 def _by_processes(
     processes: _Processes, threads: Fetch, places: Iterable[Place], work: Callable[[bytes], Made]
-) -> Iterator[Made | Gone | Changed]:
+) -> Iterator[Made | Gone | Changed | Refused]:
     rest = iter(places)
     begun: deque[list[Place]] = deque()
 
-    def submitted() -> Iterator[Future[list[Made | Gone | Changed]]]:
+    def submitted() -> Iterator[Future[list[Made | Gone | Changed | Refused]]]:
         while chunk := list(islice(rest, TOGETHER)):
             begun.append(chunk)
             yield processes.pool.submit(_make, chunk, work)
@@ -161,8 +169,8 @@ def _in_order(begun: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
 _own: list[_Threads] = []  # the one of this process
 
 
-def _begin(store: Storage, threads: int, parent: int) -> None:
-    _own.append(_Threads(store, threads, 1))
+def _begin(store: Storage, threads: int, parent: int, passing: Passing) -> None:
+    _own.append(_Threads(store, threads, 1, passing))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -175,5 +183,5 @@ def _end_with(parent: int) -> None:
 
 def _make(
     places: Sequence[Place], work: Callable[[bytes], Made]
-) -> list[Made | Gone | Changed]:
+) -> list[Made | Gone | Changed | Refused]:
     return list(_own[0](places, work))

@@ -6,6 +6,7 @@ Several processes may do so together: each claims shards, and each picture has o
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import socket
@@ -22,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from psycopg2.errors import UniqueViolation
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from psycopg2.errors import DeadlockDetected, UniqueViolation
+from sqlalchemy.exc import DBAPIError
 
 from infra import database, settings, storage
 from infra.database import Unreachable
-from infra.storage import Changed, Gone, Listed, bad_key
-from records import evaluations, identifications, pools, versions
+from infra.storage import Changed, Gone, Listed, Refused, bad_key
+from records import evaluations, identifications, labels, pools, versions
 from records.identifications import SHARD, Claim, IdentificationRow, LostClaim
 from records.labels import TRASH
 from records.objects import LABELLED
@@ -42,7 +43,7 @@ from tasks.progress import progress
 from tasks.step import reading
 from vision.answers import Identified
 from vision.identification import identify, nothing, seeing
-from vision.images import Facts, Pixels, examine
+from vision.images import Facts, Pixels, examine, too_large
 from vision.plan import Geometry
 from vision.prediction import ahead
 from vision.scores import PRECISION
@@ -62,6 +63,8 @@ MANY = 10_000
 WAITING = 2
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.1
+# What two processes that write of one pool may run into, and neither when it tries again.
+IN_EACH_OTHERS_WAY = (UniqueViolation, DeadlockDetected)
 
 
 class BadPool(ValueError):
@@ -88,8 +91,9 @@ class Shard:
 def locate(word: str) -> str:
     """The prefix in our bucket that holds a pool: of `s3://PREFIX`, or of a folder, loaded there.
 
-    A folder goes to `pools/<its name>/`, once. Raises `BadPool` when other images lie there and for
-    what belongs to the library or the benchmark, `BadFolder` for a folder without files.
+    A folder goes to `pools/<its name>/`, once, and what people removed from there stays removed.
+    Raises `BadPool` when other images lie there and for what belongs to the library or the
+    benchmark, `BadFolder` for a folder without files.
     """
     if word.startswith(ADDRESS):
         return checked(word.removeprefix(ADDRESS))
@@ -104,9 +108,26 @@ def locate(word: str) -> str:
             f"s3://{prefix} holds {len(foreign)} objects that are not in {word}, the first is "
             f"{foreign[0]}: rename the folder, or name s3://{prefix} to use what lies there"
         )
-    for line in load_files(folder, prefix, there)[:10]:
+    removed = _removed(folder, prefix)
+    if removed:
+        log.warning("%d files stay in the trash: `regraft restore` brings them back", len(removed))
+    for line in load_files(folder, prefix, there | removed)[:10]:
         log.warning("left where it is: %s", line)
     return prefix
+
+
+def _removed(folder: Path, prefix: str) -> dict[str, int]:
+    """Keys of files that hold what people removed from the pool, with their sizes."""
+    with database.connect().transaction() as session:
+        trash = labels.removed(session, prefix)
+    found = {}
+    for key, sha256 in trash:
+        path = folder / key.removeprefix(prefix)
+        if path.is_file():
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                    found[key] = path.stat().st_size
+    return found
 
 
 def checked(prefix: str) -> str:
@@ -205,7 +226,10 @@ def _answer(
     engine = choose_engine(loaded, expected)
     forward = seeing(engine, loaded.network, loaded.plan, device)
     log.info("version %d answers with %s", row.version_id, engine.name)
-    with fetching(expected) as fetch, ThreadPoolExecutor(1, "regraft-settle") as writer:
+    with (
+        fetching(expected, passing=(Gone, Changed, Refused)) as fetch,
+        ThreadPoolExecutor(1, "regraft-settle") as writer,
+    ):
         while True:
             claims = _claims(row.id, worker, listing)
             settling: deque[Future[None]] = deque()
@@ -263,12 +287,13 @@ def _shards(
 def _shard(
     row: IdentificationRow,
     claim: Claim,
-    made: Sequence[tuple[Facts, Pixels | None] | Gone | Changed],
+    made: Sequence[tuple[Facts, Pixels | None] | Gone | Changed | Refused],
 ) -> Shard:
+    _raise_if_all_is_refused(row, made)
     read: list[ReadObject] = []
     decoded: dict[str, Pixels] = {}
     for (key, etag, size), one in zip(claim.objects, made, strict=True):
-        if isinstance(one, Gone | Changed):
+        if isinstance(one, Gone | Changed | Refused):
             read.append(ReadObject(key, etag, size, None, str(one)))
             continue
         facts, pixels = one
@@ -287,10 +312,20 @@ def _shard(
     return Shard(claim, read, images, np.stack(pixels_of) if pixels_of else np.zeros(0, np.uint8))
 
 
+def _raise_if_all_is_refused(row: IdentificationRow, made: Sequence[object]) -> None:
+    """Raise what no object is to blame for: the keys are wrong, and nothing was read with them."""
+    refused = next((one for one in made if isinstance(one, Refused)), None)
+    if refused is None or any(isinstance(one, tuple) for one in made):
+        return
+    now = _row(row.id)
+    if not now.answered + now.repeated + now.unreadable:
+        raise refused
+
+
 def _settle(
     row: IdentificationRow, worker: str, engine: str, shard: Shard, answers: Identified
 ) -> None:
-    """Write a shard down; again where another process brought the same picture just now."""
+    """Write a shard down; again where another process wrote of the same objects just now."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with database.connect().transaction() as session:
@@ -301,8 +336,8 @@ def _settle(
         except LostClaim as lost:
             log.warning("%s", lost)
             return
-        except IntegrityError as error:
-            if attempt == ATTEMPTS or not isinstance(error.orig, UniqueViolation):
+        except DBAPIError as error:
+            if attempt == ATTEMPTS or not isinstance(error.orig, IN_EACH_OTHERS_WAY):
                 raise
 
 
@@ -324,19 +359,26 @@ def _list(row: IdentificationRow, left: threading.Event) -> None:
     """Move the listing on until it is complete, in turns with the other processes."""
     pages: Iterator[list[ListedObject]] = iter(())
     reached: str | None = ""
+    deadlocks = 0
     while not left.is_set():
-        with database.connect().transaction() as session:
-            held = identifications.hold_listing(session, row.id)
-            if held is not None:
-                if held.complete:
-                    return
-                if held.listed_to != reached:
-                    pages = _pages(storage.connect().list(row.prefix, held.listed_to))
-                page = next(pages)
-                last = len(page) < PAGE
-                identifications.add_page(session, row.id, held.listed_to, page, last)
-                reached = page[-1].key if page else held.listed_to
-                continue
+        try:
+            with database.connect().transaction() as session:
+                held = identifications.hold_listing(session, row.id)
+                if held is not None:
+                    if held.complete:
+                        return
+                    if held.listed_to != reached:
+                        pages = _pages(storage.connect().list(row.prefix, held.listed_to))
+                    page = next(pages)
+                    last = len(page) < PAGE
+                    identifications.add_page(session, row.id, held.listed_to, page, last)
+                    reached = page[-1].key if page else held.listed_to
+                    continue
+        except DBAPIError as error:
+            deadlocks += 1
+            if deadlocks == ATTEMPTS or not isinstance(error.orig, IN_EACH_OTHERS_WAY):
+                raise
+            reached = ""  # the page was taken and not written down: it is listed again
         left.wait(PAUSE_SECONDS)
 
 
@@ -345,7 +387,8 @@ def _pages(listed: Iterator[Listed]) -> Iterator[list[ListedObject]]:
     images = _images(listed)
     while True:
         page = [
-            ListedObject(one.key, one.etag, one.size, bad_key(one.key))
+            # what is too large is never fetched: a film would not fit into memory
+            ListedObject(one.key, one.etag, one.size, bad_key(one.key) or too_large(one.size))
             for one in islice(images, PAGE)
         ]
         yield page
@@ -354,8 +397,15 @@ def _pages(listed: Iterator[Listed]) -> Iterator[list[ListedObject]]:
 
 
 def _images(listed: Iterator[Listed]) -> Iterator[Listed]:
-    """Leave out the empty objects `<folder>/` that consoles make: a folder is no image."""
-    return (one for one in listed if one.size or not one.key.endswith("/"))
+    """Leave out the empty objects `<folder>/` that consoles make: a folder is no image.
+
+    And those whose key Postgres cannot hold.
+    """
+    for one in listed:
+        if "\0" in one.key:
+            log.warning("left out: the key %r holds a NUL: rename the object", one.key)
+        elif one.size or not one.key.endswith("/"):
+            yield one
 
 
 @contextmanager

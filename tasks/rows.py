@@ -101,7 +101,8 @@ def _require(name: str, columns: Collection[str], required: Collection[str]) -> 
 
 def disarmed(word: str) -> str:
     """A cell of ours as it was before a ' kept spreadsheets from running it."""
-    return word[1:] if word.startswith("'") and word[1:].startswith(FORMULAS) else word
+    kept = word.startswith("'") and word.lstrip("'").startswith(FORMULAS)
+    return word[1:] if kept else word
 
 
 def text_problem(name: str, word: str) -> str | None:

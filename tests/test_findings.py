@@ -26,17 +26,18 @@ from worlds import World
 from flows import finding
 from infra.embedded import Addresses
 from infra.storage import Listed
-from records import findings, identifications, pools, runs, snapshots, versions
+from records import classes, findings, identifications, pools, runs, snapshots, versions
 from records.findings import (
     BadFilter,
     Findings,
     Found,
     NothingAnswered,
-    UnknownClass,
     UnknownPool,
+    UnknownToVersion,
 )
 from records.pools import ListedObject, ReadObject
 from records.tables import PoolAct
+from tasks import labelling
 from vision import images, variety
 from vision.answers import Identified
 from web import sheet
@@ -171,8 +172,8 @@ def _version(
 ) -> int:
     """A version that knows CLASSES."""
     run = runs.begin(session, purpose, {}, None)
-    snapshots.record(session, "digest", "key", "policy", 6, None, 25, [])
-    plan = {"architecture": "test_resnet", "seed": seed}
+    snapshots.record(session, "digest", "key", "policy", 2, None, 25, [])
+    plan = {"architecture": "test_resnet", "seed": seed, "cutoff": 6}
     version = versions.candidate(
         session, run, purpose, None, "digest", plan, f"plan {seed}", list(CLASSES)
     )
@@ -263,6 +264,15 @@ def test_scarce_shows_a_burst_once_and_varies(session: Session) -> None:
     assert names(few) == ["burst-0.jpg", "alike-0.jpg", "other.jpg", "second.jpg"]
 
 
+def test_an_identification_that_answers_nothing_changes_nothing(session: Session) -> None:
+    """Asked once more without its targets, a version still offers what it had kept of them."""
+    before = findings.scarce(session, fewer=10)
+    pool = pools.enter(session, DAY)
+    identifications.begin(session, pool, before.rows[0].version)
+    assert findings.scarce(session, fewer=10) == before
+    assert {row.predicted for row in before.rows if row.class_name == TARGET} == {TARGET, ODD}
+
+
 def test_scarce_classes_are_those_with_few_images(session: Session) -> None:
     """The nights' cutoff is 6 here: twice that is few, those next to it come first."""
     told = {row.class_name: row.usable for row in findings.scarce(session).rows}
@@ -281,6 +291,20 @@ def test_staged_shows_classes_that_rest_on_made_images(session: Session) -> None
     assert {(row.class_name, row.usable, row.real) for row in found.rows} == {(ODD, 9, 1)}
     assert [round(row.confidence, 1) for row in found.rows] == [0.8, 0.7, 0.6, 0.5]
     assert findings.staged(session, "lion").rows == ()
+
+
+def test_a_class_is_found_by_each_of_its_names(session: Session) -> None:
+    """Renamed or merged, it keeps its images, and the version its word for it."""
+    classes.merge(session, "okapi", "lion", "Ann", "for once")
+    classes.rename(session, ODD, "zebra", "Ann", "as it is said")
+    told = {row.class_name: row.usable for row in findings.scarce(session, fewer=20).rows}
+    assert told == {"antelope": 0, "lion": 16, "okapi": 16, ODD: 9}
+    staged = {(row.class_name, row.usable, row.real) for row in findings.staged(session).rows}
+    assert staged == {(ODD, 9, 1)}
+    assert {row.predicted for row in findings.matching(session, "zebra").rows} == {ODD}
+    assert {row.usable for row in findings.scarce(session, "zebra").rows} == {9}
+    with pytest.raises(UnknownToVersion):
+        findings.look_alike(session, "gnu")
 
 
 def test_look_alike_groups_what_is_not_known_yet(session: Session) -> None:
@@ -389,8 +413,8 @@ def test_what_is_gone_is_not_shown(session: Session) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [
-        ({"class_name": "okappi"}, UnknownClass, "did you mean 'okapi'?"),
-        ({"class_name": "whale"}, UnknownClass, "version 2 knows no class 'whale'"),
+        ({"class_name": "okappi"}, UnknownToVersion, "did you mean 'okapi'?"),
+        ({"class_name": "whale"}, UnknownToVersion, "version 2 knows no class 'whale'"),
         ({"version_id": 3}, NothingAnswered, "version 3 has answered no pool yet: `regraft"),
         ({"version_id": 5}, NothingAnswered, "version 5 has answered no pool yet: it is training"),
         ({"version_id": 9}, versions.UnknownVersion, "there is no version 9"),
@@ -410,7 +434,7 @@ def test_a_wrong_word_is_named_with_its_mend(
 
 def test_odd_words_are_inert(session: Session) -> None:
     """SQL in a class's name is a class that there is not."""
-    with pytest.raises(UnknownClass):
+    with pytest.raises(UnknownToVersion):
         findings.look_alike(session, "x'; DROP TABLE pool_answers; --")
     assert findings.matching(session).rows
 
@@ -472,9 +496,11 @@ def test_wrong_calls_are_told(
 def test_cells_are_no_formulas(session: Session) -> None:
     """A class that is named like a formula is text to a spreadsheet."""
     row = findings.matching(session, most=1).rows[0]
-    odd = Findings("", (replace(row, class_name="=1+1", key="@sum"),))
-    (told,) = csv.DictReader(StringIO(finding.as_text(odd)))
+    odd = [replace(row, class_name="=1+1", key=key) for key in ("@sum", "'=p/1", "'p/1", "''-")]
+    page = finding.as_text(Findings("", tuple(odd)))
+    told = next(csv.DictReader(StringIO(page)))
     assert (told["class_name"], told["key"]) == ("'=1+1", "'@sum")
+    assert [one.key for one in labelling.read("x.csv", page.encode())] == [one.key for one in odd]
 
 
 class Page(HTMLParser):

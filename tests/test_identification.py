@@ -24,17 +24,24 @@ import torch
 import worlds
 from intakes import put, remove
 from PIL import Image
+from rich.console import Console
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from test_kill import gate, kill_at
 from worlds import World
 
+import flows.identify
 from infra.embedded import Addresses
-from infra.storage import Storage, bad_key
-from records import identifications, pools, snapshots, versions
-from tasks import checkpoints, identification
+from infra.storage import Listed, Refused, Storage, bad_key
+from records import batches, identifications, labels, library, pools, snapshots, versions
+from records.labels import Wish
+from records.pools import ReadObject
+from tasks import checkpoints, identification, labelling
+from tasks.bar import bar
 from tasks.identification import BadPool, CannotIdentify, answer, begin, checked, locate
 from tasks.loading import BadFolder
 from tasks.snapshot import SCHEMA
+from vision import images
 from vision.answers import BadAnswers
 from vision.identification import identify, seeing
 from vision.images import examine
@@ -208,7 +215,7 @@ def test_what_is_kept_is_what_the_network_says(world: World) -> None:
         "JOIN identifications i ON i.id = a.identification_id"
     )
     assert len(rows) == 20
-    for key, predicted, confidence, labels, best, targets, entropy, shown, features, names, at in (
+    for key, predicted, confidence, told, best, targets, entropy, shown, features, names, at in (
         rows
     ):
         _, pixels = examine(world.storage.read(key), PLAN.geometry)
@@ -216,8 +223,8 @@ def test_what_is_kept_is_what_the_network_says(world: World) -> None:
         assert pixels is not None
         logits, seen = forward(torch.from_numpy(pixels[None]))
         shares = logits.softmax(dim=1)[0]
-        assert predicted == labels[0] == NAMES[int(shares.argmax())]
-        assert len(labels) == 5
+        assert predicted == told[0] == NAMES[int(shares.argmax())]
+        assert len(told) == 5
         assert confidence == best[0] == pytest.approx(float(shares.max()), abs=1e-5)
         assert names == ["ring", "triangle"]
         wanted = [float(shares[NAMES.index(name)]) for name in names]
@@ -301,6 +308,91 @@ def test_a_pool_that_is_written_to_meanwhile(world: World) -> None:
     world.check()
 
 
+def test_what_a_killed_act_owes_is_not_taken_for_what_is_there(world: World) -> None:
+    """Removed or restored and killed before S3 followed, identified meanwhile: the act stands."""
+    fill(world.storage, 4)
+    answer.fn(begin(POOL, 1))
+    keys = [f"{POOL}{number:05d}.png" for number in range(4)]
+    wishes = [Wish(key, key=key) for key in keys[:3]]
+    there = "SELECT count(*) FROM pool_objects WHERE gone_at IS NULL"
+    with world.transaction() as session:
+        labels.remove(session, wishes, "Ann")
+    answer.fn(begin(POOL, 1))
+    assert world.ask(there) == [(1,)]
+    assert labelling.restore(wishes, "Ann")[0].changed == 3
+    assert [one.key for one in world.storage.list(POOL)] == keys
+    labelling.remove(wishes, "Ann")
+    with world.transaction() as session:
+        labels.restore(session, wishes, "Ann")
+    answer.fn(begin(POOL, 1))
+    assert world.ask(there) == [(4,)]
+    labelling.follow()
+    assert labelling.remove(wishes, "Ann")[0].changed == 3
+    world.check()
+
+
+def test_what_one_object_is_refused_for_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film is not fetched, and what the server will not give out is named; no others suffer."""
+    fill(world.storage, 3)
+    secret = f"{POOL}secret.png"
+    world.storage._client.put_object(
+        Bucket=world.bucket, Key=secret, Body=noise(9),
+        SSECustomerAlgorithm="AES256", SSECustomerKey="k" * 32,
+    )  # fmt: skip
+    film = f"{POOL}film.mp4"
+    world.storage.write(film, b"x" * 20_000)
+    monkeypatch.setattr(images, "LARGEST_BYTES", 19_999)
+    number = begin(POOL, 1)
+    answer.fn(number)
+    assert counts(world, number) == ("completed", 5, 1, 3, 0, 0, 1)
+    unread = "SELECT key, sha256 IS NULL FROM pool_objects WHERE problem IS NOT NULL ORDER BY key"
+    assert world.ask(unread) == [(film, True), (secret, True)]
+    [(said,)] = world.ask("SELECT problem FROM pool_objects WHERE key = :key", key=secret)
+    assert "cannot read" in said
+    world.storage.delete(film)
+    for one in range(3):
+        world.storage.delete(f"{POOL}{one:05d}.png")
+    with pytest.raises(Refused, match="cannot read"):
+        answer.fn(begin(POOL, 2))
+
+
+def test_a_pool_of_odd_names_is_answered(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that no row can hold is left out aloud, and a name that looks like markup is a name."""
+    prefix = "pools/a[/b]/"
+    fill(world.storage, 2, prefix)
+    modified = next(iter(world.storage.list(prefix))).modified
+    odd = Listed(f"{prefix}a\0b", "e", 9, modified)
+    (page,) = identification._pages(iter([odd, *world.storage.list(prefix)]))
+    assert [one.key for one in page] == [f"{prefix}00000.png", f"{prefix}00001.png"]
+    assert "holds a NUL: rename" in caplog.text
+    shown = Console(file=io.StringIO(), force_terminal=True)
+    with bar(shown) as one:
+        one.add_task(f"identify {prefix}", total=1)
+    number = begin(prefix, 1)
+    answer.fn(number)
+    assert counts(world, number) == ("completed", 2, 0, 2, 0, 0, 0)
+
+
+def test_what_was_asked_for_and_is_not_kept_is_said(world: World) -> None:
+    """Scores of targets that nobody kept, verdicts that nothing could give."""
+    fill(world.storage, 2)
+
+    def told(version: int, *targets: str) -> str:
+        number = begin(POOL, version, targets)
+        answer.fn(number)
+        return flows.identify._told(number, 1.0).sentence
+
+    assert told(1) == "version 1 answered 2 of 2 objects in s3://pools/camera/"
+    fill(world.storage, 3)
+    unscored = "2 pictures were answered before and keep no confidence of ring, star: only"
+    assert unscored in told(1, "star", "ring")
+    judged = "none is judged, since no threshold was fitted for this precision: `regraft show 2`"
+    assert f"3 objects in s3://pools/camera/; {judged}" in told(2, "ring")
+    assert "keep no confidence" not in told(2, "ring")
+
+
 def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
     """What the library takes in after a pool was read is no longer new at the next one."""
     fill(world.storage, 3)
@@ -313,6 +405,18 @@ def test_a_library_that_grows_marks_older_pictures(world: World) -> None:
     answer.fn(begin(POOL, 1))
     marks = "SELECT mark, mark_sha256 FROM pool_images WHERE mark IS NOT NULL ORDER BY 1"
     assert world.ask(marks) == [("library", exact), ("near library", near)]
+    world.act("UPDATE images SET added_at = now() - interval '9 days'")
+    for gone, known in (("now()", []), ("NULL", [("library", exact), ("near library", near)])):
+        world.act(f"UPDATE objects SET gone_at = {gone}")  # noqa: S608
+        with world.transaction() as session:
+            assert sum(library.settle_gone(session, None).values()) == 2
+        answer.fn(begin(POOL, 1))
+        assert world.ask(marks) == known
+    with world.transaction() as session:
+        batches.revert_batch(session, 1, "Ann", "a test")
+    world.storage.write(f"{POOL}again.jpg", pictures.jpeg(photograph, 70))
+    answer.fn(begin(POOL, 1))
+    assert world.ask(marks) == []
 
 
 def test_a_long_listing_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,6 +476,12 @@ def test_a_folder_is_loaded_first(world: World, tmp_path: Path) -> None:
     before = {one.key: one.modified for one in world.storage.list("pools/dump/")}
     assert locate(str(folder)) == "pools/dump/"
     assert {one.key: one.modified for one in world.storage.list("pools/dump/")} == before
+    answer.fn(begin("pools/dump/", 1))
+    labelling.remove([Wish(key, key=key) for key in before if key.endswith(".png")], "Ann")
+    (folder / "one.png").write_bytes(noise(4))  # another picture by now
+    assert locate(str(folder)) == "pools/dump/"
+    left = {key for key in before if key.endswith(".png") and world.storage.exists(key)}
+    assert left == {"pools/dump/one.png"}
     other = tmp_path / "other" / "dump"
     other.mkdir(parents=True)
     (other / "three.png").write_bytes(noise(3))
@@ -465,6 +575,39 @@ def test_two_at_once_begin_one(world: World) -> None:
     assert len(set(found)) == 1
 
 
+def test_a_deadlock_is_tried_again(world: World) -> None:
+    """Who writes of the same objects in another order keeps no shard from being written down."""
+    fill(world.storage, 2)
+    answer.fn(begin(POOL, 1))
+    number = begin(POOL, 2)
+    with world.transaction() as session:
+        row = identifications.get(session, number)
+    identification._list(row, threading.Event())
+    with world.transaction() as session:
+        claim = identifications.claim(session, number, "one", 60)
+    assert claim is not None
+    gone = [ReadObject(key, etag, size, None, "gone") for key, etag, size in claim.objects]
+    shard = identification.Shard(claim, gone, [], np.zeros(0, np.uint8))
+    touched = text("UPDATE pool_objects SET size = size WHERE key = :key")
+    first, second = (one.key for one in gone)
+    with ThreadPoolExecutor(1) as threads, world.transaction() as session:
+        session.execute(text("SET LOCAL deadlock_timeout = '1min'"))  # the other one notices
+        session.execute(touched, {"key": second})
+        settled = threads.submit(
+            identification._settle, row, "one", "x", shard, identification.nothing(NAMES, ())
+        )
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = :name"
+        while not world.ask(waits, name=world.bucket):
+            assert not settled.done()
+        session.execute(touched, {"key": first})
+        session.commit()
+        settled.result()
+    assert world.ask("SELECT count(*) FROM pool_objects WHERE gone_at IS NOT NULL") == [(2,)]
+    assert world.ask("SELECT state, missing FROM shards WHERE state = 'done' AND missing > 0") == [
+        ("done", 2)
+    ]
+
+
 def test_a_claim_that_lapsed_writes_nothing(world: World) -> None:
     """A process that was paused while another took its shard over finishes nothing."""
     fill(world.storage, 5)
@@ -499,19 +642,21 @@ def test_the_verb(world: World, prefect_server: str, tmp_path: Path) -> None:
 
     def regraft(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "flows.cli", "identify", *words],
+            [sys.executable, "-m", "flows.cli", *words],
             capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
             env=os.environ | world.environment(),
         )  # fmt: skip
 
-    done = regraft(str(folder), "--version", "1", "--target", "star", "--json")
+    done = regraft("identify", str(folder), "--version", "1", "--target", "star", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["state"], told["listed"], told["answered"], told["unreadable"]) == (
         "completed", 6, 5, 1
     )  # fmt: skip
     assert told["unreadable_objects"][0]["key"] == "pools/dump/broken.png"
-    failed = regraft("s3://pools/none", "--version", "1")
+    listed = regraft("unreadable", "s3://pools/dump", "--json")
+    assert json.loads(listed.stdout) == told["unreadable_objects"], listed.stderr
+    failed = regraft("identify", "s3://pools/none", "--version", "1")
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("regraft: s3://pools/none/ holds no images")
     assert len(failed.stderr.splitlines()) == 1, failed.stderr

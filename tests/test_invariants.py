@@ -355,6 +355,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
          "FROM pool_answers"],
         "fk_pool_answers_identification_id",
     ),
+    "12: answers that go with their identification": (
+        ["DELETE FROM identifications"], "fk_pool_answers_identification_id"
+    ),
     "12: two identifications of one pool by one version": (
         ["INSERT INTO identifications (pool_id, version_id, checkpoint_digest, targets) "
          "SELECT pool_id, version_id, checkpoint_digest, targets FROM identifications"],

@@ -201,6 +201,59 @@ def test_a_label_can_be_taken_back_and_given_again(
     check_invariants(database, storage)
 
 
+def test_what_was_taken_back_returns_by_the_word_of_a_person_alone(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """Neither by hand nor by its copy put back; uploaded by a person it is as any other."""
+    digest, body = found["0.png"], storage.read(POOL + "0.png")
+    key = f"labelled/ring/{digest}.png"
+    mine = f"SELECT mined, split, withdrawn_at IS NULL FROM images WHERE sha256 = '{digest}'"  # noqa: S608
+    labelling.label([wish("a", digest, "ring")], "Ann")
+    take_in(database)
+    labelling.dismiss([wish("a", digest)], "Ann")
+    take_in(database)
+    back = text("UPDATE images SET withdrawn_at = NULL, withdrawn_why = NULL WHERE mined")
+    with pytest.raises(DBAPIError, match="no person labelled"), database.transaction() as session:
+        session.execute(back)
+    put(storage, key, body)
+    take_in(database)
+    assert [tuple(row) for row in query(database, mine)] == [(True, "train", False)]
+    storage.delete(key)
+    put(storage, "labelled/ring/own.png", body)
+    take_in(database)
+    assert [tuple(row) for row in query(database, mine)] == [(False, "train", True)]
+    check_invariants(database, storage)
+
+
+def test_a_deleted_image_that_a_version_finds_again_keeps_its_place(
+    database: Database, storage: Storage, found: dict[str, str]
+) -> None:
+    """What trains is mined from then on; what was there to judge by judges as before."""
+    rows = query(
+        database,
+        """
+        SELECT DISTINCT ON (i.split) o.key, o.sha256, i.split FROM objects o
+        JOIN images i USING (sha256) WHERE o.key LIKE 'labelled/ring/%' ORDER BY i.split, o.key
+        """,
+    )
+    bodies = {f"{row.split}.png": storage.read(row.key) for row in rows}
+    for row in rows:
+        storage.delete(row.key)
+    take_in(database)
+    again = in_pool(database, storage, bodies)
+    labelling.label([wish(*one, "ring") for one in again.items()], "Ann")
+    take_in(database)
+    mine = query(
+        database,
+        """
+        SELECT split, mined FROM images
+        WHERE withdrawn_at IS NULL AND sha256 IN (SELECT sha256 FROM pool_acts) ORDER BY split
+        """,
+    )
+    assert [tuple(row) for row in mine] == [("test", False), ("train", True), ("validation", False)]
+    check_invariants(database, storage)
+
+
 def test_a_label_taken_back_during_an_intake_does_not_come_in(
     database: Database, storage: Storage, found: dict[str, str]
 ) -> None:
@@ -717,6 +770,11 @@ def test_the_verbs_say_what_they_did(
     facts = json.loads(regraft("restore", digest, "--by", "Ann", "--json")[1])
     assert (facts["changed"], facts["waiting"]) == (1, [])
     assert regraft("label", "ring", "--by", "Ann")[0] == 2
+    told = json.loads(regraft("acts", "--most", "3", "--json")[1])
+    assert [(one["act"], one["done_by"], one["owed"]) for one in told] == [
+        ("restore", "Ann", False), ("remove", "Ann", False), ("dismiss", "Zoë", False),
+    ]  # fmt: skip
+    assert "Zoë" in regraft("acts")[1]
     assert [one.done_by for one in acts(database)] == ["Ann", "Ann", "Zoë", "Ann", "Ann"]
 
 
@@ -726,7 +784,7 @@ def test_what_find_prints_is_what_the_verbs_read(
     """As CSV and as JSON; a name that a spreadsheet would run comes back as it was."""
     for number, digest in enumerate(found.values()):
         answered(database, digest, "ring" if number else "=okapi")
-    code, csv, told = regraft("find", "--csv")
+    code, csv, told = regraft("find", "--version", "1", "--csv")
     assert (code, csv.count("\n")) == (0, 13), told
     assert "'=okapi" in csv
     words = ("--from", "-", "--by", "Ann", "--new-class", "=okapi")
@@ -734,7 +792,7 @@ def test_what_find_prints_is_what_the_verbs_read(
     assert (code, said) == (0, "labelled 12 images\n"), told
     assert [one.class_name for one in acts(database)].count("=okapi") == 1
     assert all(one.offered == one.class_name == one.predicted for one in acts(database))
-    code, whole, _ = regraft("find", "--json")
+    code, whole, _ = regraft("find", "--version", "1", "--json")
     as_csv, as_json = (labelling.read("-", body.encode()) for body in (csv, whole))
     assert labelling.label(as_json, "Ann")[0].already == 12
     cross = labelling.read("found.json", whole.encode(), "cross")

@@ -269,15 +269,20 @@ def _squared(picture: _Decoded, geometry: Geometry) -> Pixels:
     return np.array(_upright(resized, picture.orientation))
 
 
+def too_large(size: int) -> str | None:
+    """Why an object of so many bytes is not decoded, or None."""
+    if size <= LARGEST_BYTES:
+        return None
+    largest = LARGEST_BYTES / 1e6
+    return f"{size / 1e6:.0f} MB: at most {largest:.0f} MB are decoded; make it smaller"
+
+
 def _open(body: bytes) -> ImageFile.ImageFile:
     """Read the header, and refuse by it what must not be decoded."""
     if not body:
         raise BadImage("the object is empty (0 bytes)")
-    if len(body) > LARGEST_BYTES:
-        raise BadImage(
-            f"{len(body) / 1e6:.0f} MB: at most {LARGEST_BYTES / 1e6:.0f} MB are decoded; "
-            "make it smaller"
-        )
+    if problem := too_large(len(body)):
+        raise BadImage(problem)
     _silence_remarks_on_metadata()
     plugin: type[ImageFile.ImageFile]
     # A zip archive may hide behind the end of a picture. Only pixels are taken and no byte is ever

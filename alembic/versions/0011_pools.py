@@ -45,6 +45,9 @@ FUNCTIONS = {
 TRIGGERS = {
     ("images", "reviewed"): "BEFORE INSERT OR UPDATE OF mined ON images FOR EACH ROW "
     "EXECUTE FUNCTION refuse_unreviewed_image()",
+    # A label that was taken back lets nothing return.
+    ("images", "reviewed_again"): "BEFORE UPDATE OF withdrawn_at ON images FOR EACH ROW "
+    "WHEN (NEW.mined AND NEW.withdrawn_at IS NULL) EXECUTE FUNCTION refuse_unreviewed_image()",
     ("pool_answers", "answered_once"): "BEFORE UPDATE ON pool_answers FOR EACH ROW "
     "EXECUTE FUNCTION refuse_change()",
     ("pool_acts", "written_once"): "BEFORE UPDATE OR DELETE ON pool_acts FOR EACH ROW "
@@ -266,13 +269,13 @@ def upgrade() -> None:
             ["identification_id", "version_id"],
             ["identifications.id", "identifications.version_id"],
             name=op.f("fk_pool_answers_identification_id_version_id"),
-            ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(
             ["sha256"], ["pool_images.sha256"], name=op.f("fk_pool_answers_sha256")
         ),
         sa.PrimaryKeyConstraint("version_id", "sha256", name=op.f("pk_pool_answers")),
     )
+    op.create_index("ix_pool_answers_identification", "pool_answers", ["identification_id"])
     op.create_index(
         "ix_pool_answers_class",
         "pool_answers",
@@ -390,6 +393,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DROP TRIGGER reviewed ON images")
+    op.execute("DROP TRIGGER reviewed_again ON images")
     op.drop_constraint(op.f("ck_images_labelled_by_person"), "images")
     for table in reversed(TABLES):
         op.drop_table(table)
