@@ -64,7 +64,10 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_looks")),
         sa.UniqueConstraint(
-            "benchmark_version", "version_id", "kind", name=op.f("uq_looks_benchmark_version")
+            "benchmark_version",
+            "version_id",
+            "kind",
+            name=op.f("uq_looks_benchmark_version_version_id_kind"),
         ),
     )
     op.execute(
