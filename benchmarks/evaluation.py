@@ -31,8 +31,8 @@ from benchmarks.bench import arguments, facts
 from benchmarks.copying import an_evaluation
 from benchmarks.figures import Figure, Goal, Part, Row, take_turns
 from benchmarks.photographs import photographs
+from vision import memory
 from vision.calibration import Calibration
-from vision.fitting import keep_freed_memory
 from vision.images import decode, prepare
 from vision.network import Loaded, build
 from vision.plan import Plan
@@ -72,7 +72,7 @@ def main() -> None:
     """Both networks, each: the engines' limits, then the whole evaluation; save the part."""
     given = arguments(PART)
     device = device_named("cuda" if given.gpu else "cpu")
-    keep_freed_memory()  # as in a night, whose training has done so
+    memory.keep_freed()  # as in a night, whose training has done so
     rows: list[Row] = []
     notes = [
         "The engines' rows: one constant batch of 64 standardised pictures, float32, again and "

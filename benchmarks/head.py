@@ -1,14 +1,15 @@
 """The head phase of `two-phase`: on features computed once, against the whole network every epoch.
 
 Both are regraft's own `fit`, with the same network, pictures, order, rates and seed, from the pixel
-cache; they differ in the plan's `head_views` alone. A run ends behind its head phase.
+cache; they differ in the plan's `head_views` alone. A run ends behind its head phase; each round
+has a seed of its own.
 """
 
 import hashlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from vision.plan import Plan
 PART = "head"
 SIZE = 160
 CLASSES = 8
-ROUNDS = 2
+ROUNDS = 3
 # architecture -> training and validation images on a CPU
 NETWORKS = {"mobilenetv2_100": (1024, 256), "resnet50": (256, 256)}
 ON_GPU = (8192, 1024)
@@ -70,11 +71,13 @@ def main() -> None:
 
 
 ABOUT = (
-    "An epoch on kept features is one whose view has been computed before; the whole phase has all "
-    "in it: telling backbone and head apart, making the engine ready, computing the features of "
-    "each view and of the validation images, learning, validating, and the state kept after each "
-    "epoch. The engine that computes features is the one that `vision/runtime.py` has found "
-    "fastest here for answers, measured once for each machine and architecture before these rounds."
+    "An epoch on kept features is one whose view has been computed before, and the goal of ten "
+    "times is about such an epoch. The whole phase gains less, because its views must be computed; "
+    "it has all in it: telling backbone and head apart, making the engine ready, computing the "
+    "features of each view and of the validation images, learning, validating, and the state kept "
+    "after each epoch. The engine that computes features is the one that `vision/runtime.py` has "
+    "found fastest here for answers, measured once for each machine and architecture before these "
+    "rounds."
 )
 
 
@@ -112,7 +115,8 @@ def measured(
 
     def phase(name: str, plan: Plan) -> Callable[[], float]:
         def work() -> float:
-            runs[name].append(head_phase(plan, shown, folder, device, calibration))
+            seeded = replace(plan, seed=len(runs[name]))
+            runs[name].append(head_phase(seeded, shown, folder, device, calibration))
             return len(shown[0].images) * plan.head_epochs / runs[name][-1].seconds
 
         return work
@@ -131,23 +135,28 @@ def measured(
     }
     title = (f"{plan.architecture}, {SIZE} px, batch {plan.batch_size}, "
              f"{len(shown[0].images)} images")
+    right = {name: tuple(run.accuracy for run in found) for name, found in runs.items()}
+    apart = abs(statistics.mean(right[KEPT]) - statistics.mean(right[THROUGH]))
     rows = [
-        Row(f"{title}: an epoch of the head phase", Figure("regraft", "images/s", per_epoch[KEPT]),
+        Row(f"{title}: an epoch of the head phase whose view is computed",
+            Figure("regraft", "images/s", per_epoch[KEPT]),
             (Figure(THROUGH, "images/s", per_epoch[THROUGH]),),
-            (Goal(THROUGH, 10.0, "at least ten times the whole network"),)),
+            (Goal(THROUGH, 10.0, "per epoch at least ten times the whole network"),)),
         Row(f"{title}: all {plan.head_epochs} epochs and all they need",
             replace(whole[KEPT], name="regraft", note=f"{plan.head_views} views"),
             (whole[THROUGH],)),
-        Row(f"{title}: validation accuracy behind the head phase",
-            Figure("difference", "points", (_apart(runs),)),
+        Row(f"{title}: validation accuracy behind the head phase, {ROUNDS} seeds",
+            Figure("regraft", "%", right[KEPT]), (Figure(THROUGH, "%", right[THROUGH]),)),
+        Row(f"{title}: how far the means of these accuracies lie apart",
+            Figure("difference", "points", (apart,)),
             (Figure("tolerance", "points", (POINTS,)),),
             (Goal("tolerance", 1.0, f"within {POINTS:g} point of the whole network"),)),
     ]  # fmt: skip
     of_kept = [f"{epoch.images_per_second:,.0f}" for epoch in runs[KEPT][-1].epochs]
     start = "from the weights given" if plan.weights else "from a random start"
     note = (
-        f"{plan.architecture}, {start}: validation accuracy {runs[KEPT][-1].accuracy:.1f}% on kept "
-        f"features and {runs[THROUGH][-1].accuracy:.1f}% through the network "
+        f"{plan.architecture}, {start}: mean validation accuracy of {ROUNDS} seeds "
+        f"{_mean(right[KEPT])} on kept features and {_mean(right[THROUGH])} through the network "
         f"({len(shown[1].images)} images, {len(set(shown[0].labels))} classes); the epochs of one "
         f"run went at {', '.join(of_kept)} images/s, those with a new view in them too. Features "
         f"by {engine_of(folder)}; the first run, which measured the engines, took "
@@ -158,9 +167,8 @@ def measured(
     return rows, note
 
 
-def _apart(runs: dict[str, list[Run]]) -> float:
-    """Points that kept features lose, or win, on the validation images."""
-    return abs(runs[KEPT][-1].accuracy - runs[THROUGH][-1].accuracy)
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f}% (spread {statistics.stdev(values):.1f})"
 
 
 def head_phase(
@@ -196,7 +204,7 @@ def engine_of(folder: Path) -> str:
     for path in reversed(kept):
         _, told = read_tensors(path.read_bytes(), str(path))
         machine: dict[str, Any] = told["machine"]
-        if "features" in machine:
+        if machine["features"] is not None:
             return str(machine["features"])
     raise AssertionError("no run kept features")
 

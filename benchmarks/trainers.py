@@ -191,9 +191,9 @@ def limit(task: Task) -> Iterator[dict[str, Any]]:
     import torch
     from torch.nn import functional
 
-    from vision.fitting import keep_freed_memory
+    from vision import memory
 
-    keep_freed_memory()
+    memory.keep_freed()
     network, layout = _network(task, switched=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True)
     batch = torch.randn(task.batch_size, 3, SIZE, SIZE, device=task.device)

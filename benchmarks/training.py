@@ -83,7 +83,7 @@ ABOUT = (
     "loop with torchvision's `RandomResizedCrop`, flip and `ColorJitter` and `DataLoader`'s "
     f"default of no workers. Switched: {CORES} workers, fused AdamW, and the precision and memory "
     "format that were fastest here in the trials. Each contender has its own process; regraft and "
-    "the limit keep freed memory (`keep_freed_memory`), the others do not, as they come without. "
+    "the limit keep freed memory (`memory.keep_freed`), the others do not, as they come without. "
     "regraft clips gradients, as its plans and the Trainer do by default; the limit does not. "
     "Gathering and bending pictures is about 2% of a step of MobileNetV2, the norm of all "
     "gradients about 0.5%."

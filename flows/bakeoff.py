@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flows import report
 from flows.grid import Grid
-from flows.run import alone, one_run, start_of
+from flows.run import Asked, alone, one_run, refuse_targeted, start_of
 from flows.timeline import lasting
 from infra import database, storage
 from infra.database import Unreachable
@@ -73,13 +73,16 @@ class Bakeoff:
 
 
 @flow(name="bakeoff", flow_run_name=report.run_name, retries=0, result_serializer="json")
-def bakeoff(plans: list[Plan]) -> Bakeoff:
+def bakeoff(plans: list[Asked]) -> Bakeoff:
     """Train each plan on one snapshot of the library as it is now, without a parent; compare.
 
     An entrant that cannot be trained says why and the others go on; what was killed goes on where
     it was, and what has its figures is not trained again. Nothing serves by this: `regraft adopt`
     puts a version through the gate. Raises `BadPlan` for plans that choose different images.
     """
+    for plan in plans:
+        refuse_targeted(plan)
+    plans = [plan.settled() for plan in plans]
     _refuse_different_choices(plans)
     with alone():
         with one_run("bakeoff", plans[0], judged=True) as run:
@@ -126,6 +129,8 @@ def _entrant(plan: Plan, snapshot: str) -> Entrant:
         # Whatever a library says of one architecture at one size: the run's row is closed with it.
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         return Entrant(name_of(plan), start_of(plan), version, problem)
+    with database.connect().transaction() as session:
+        benchmark.look(session, version, "bakeoff", f"run {run.run_id}")
     return measured(version)
 
 

@@ -56,6 +56,16 @@ Precision = Annotated[
     float, typer.Option(help="What its threshold shall reach: a share of answers that are right.",
                         min=0.001, max=1)
 ]  # fmt: skip
+Limit = Annotated[
+    list[str] | None,
+    typer.Option("--limit", help="One limit of the gate, as NAME=VALUE; may be repeated."),
+]
+Unproven = Annotated[
+    bool, typer.Option(help="Let new classes serve that the benchmark does not hold yet.")
+]
+Retire = Annotated[
+    list[str] | None, typer.Option(help="A class that may vanish and be lost; may be repeated.")
+]
 From = Annotated[
     int | None, typer.Option("--from", help="A pretrained version to start from.")
 ]
@@ -159,12 +169,19 @@ def serve(
     ] = "0 12 * * 0",
     plan_file: PlanFile = None,
     fields: Set = None,
+    limit: Limit = None,
+    unproven: Unproven = False,
+    retire: Retire = None,
+    precision: Precision = 0.95,
 ) -> None:
     """Run the nightly retrain and the control run on their schedules until it is stopped.
 
     Example: regraft serve --cron "0 2 * * *" --control "0 12 * * 0" --timezone Europe/Berlin
     """
+    from vision.gate import Limits
+
     plan = _plan(plan_file, fields)
+    limits = Limits().changed(_limits(limit, unproven, retire))
     _prefect()
     # A night that nobody watches tells its steps on its Prefect page, and to the service's log.
     os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
@@ -173,7 +190,9 @@ def serve(
     os.environ.setdefault("PREFECT_RESULTS_DEFAULT_SERIALIZER", "json")
     from flows import deployments
 
-    deployments.serve(plan, cron, timezone, None if control == "never" else control)
+    deployments.serve(
+        plan, cron, timezone, None if control == "never" else control, limits, precision
+    )
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -373,11 +392,8 @@ def accept(batch: Annotated[int, typer.Argument(help="The refused batch's number
 
 
 @app.command()
-def nightly(plan_file: PlanFile = None, fields: Set = None,
-            unproven: Annotated[bool, typer.Option(
-                help="Let new classes serve that the benchmark does not hold yet.")] = False,
-            retire: Annotated[list[str] | None, typer.Option(
-                help="A class that may vanish and be lost; may be repeated.")] = None,
+def nightly(plan_file: PlanFile = None, fields: Set = None, limit: Limit = None,
+            unproven: Unproven = False, retire: Retire = None,
             root: From = None, precision: Precision = 0.95,
             as_json: Json = False) -> None:  # fmt: skip
     """Run one night now: intake, training, evaluation, gate, deployment.
@@ -385,15 +401,16 @@ def nightly(plan_file: PlanFile = None, fields: Set = None,
     While nothing serves, --from VERSION says which pretrained version the first one starts from;
     afterwards it is the champion.
 
-    Example: regraft nightly --set epochs=5 --set cutoff=20
+    Example: regraft nightly --set epochs=5 --set cutoff=20 --limit margin=0.02
     """
+    from vision.gate import Limits
+
     plan = _plan(plan_file, fields)
+    limits = Limits().changed(_limits(limit, unproven, retire))
     _prefect()
     _say_as_it_goes(not as_json)
     from flows.nightly import nightly as flow
-    from vision.gate import Limits
 
-    limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
     outcome = flow(plan=plan, limits=limits, precision=precision, root=root)
     _done(dataclasses.asdict(outcome), f"{outcome.state}: {outcome.reason}", as_json)
     code = {"refused": 3, "stopped": 4}.get(outcome.state, 0)
@@ -418,7 +435,7 @@ def show_plan(plan_file: PlanFile = None, fields: Set = None, as_json: Json = Fa
 
 
 @app.command()
-def evaluate(version: Annotated[int, typer.Argument(help="The version's number.")],
+def evaluate(version: Annotated[int, typer.Argument(help="The version's number.")], by: By,
              library: Annotated[bool, typer.Option(
                  help="Score every usable image of the library instead; training images are "
                       "in-sample.")] = False,
@@ -434,7 +451,7 @@ def evaluate(version: Annotated[int, typer.Argument(help="The version's number."
     if library:
         evaluation.evaluate_whole_library(version)
     else:
-        evaluation.evaluate_again(version, precision)
+        evaluation.evaluate_again(version, precision, by)
         diagrams.keep(version)
     known = figures.facts(version)
     if as_json:
@@ -556,7 +573,7 @@ def _plan(plan_file: Path | None, fields: list[str] | None) -> Plan:
     """The plan of a file with single fields set over it."""
     from vision.plan import Plan
 
-    return Plan.from_dict(_fields(plan_file, fields))
+    return Plan.from_dict(_fields(plan_file, fields)).heeded()
 
 
 def _entrant(word: str, common: dict[str, Any]) -> Plan:
@@ -566,14 +583,14 @@ def _entrant(word: str, common: dict[str, Any]) -> Plan:
     if word.endswith(".json"):
         if not Path(word).is_file():
             raise BadPlan(f"{word} is not a file: name an architecture or a JSON file")
-        return Plan.from_dict(common | _fields(Path(word), None))
+        return Plan.from_dict(common | _fields(Path(word), None)).heeded()
     architecture, sign, size = word.partition("@")
     own: dict[str, Any] = {"architecture": architecture}
     if sign:
         if not size.isdecimal():
             raise BadPlan(f"{word}: write ARCHITECTURE@SIZE, with the size in pixels")
         own["image_size"] = int(size)
-    return Plan.from_dict(common | own)
+    return Plan.from_dict(common | own).heeded()
 
 
 def _fields(plan_file: Path | None, fields: list[str] | None) -> dict[str, Any]:
@@ -601,6 +618,26 @@ def _fields(plan_file: Path | None, fields: list[str] | None) -> dict[str, Any]:
             values.setdefault(group, {})[inner] = value
         else:
             values[name] = value
+    return values
+
+
+def _limits(
+    limit: list[str] | None, unproven: bool, retire: list[str] | None
+) -> dict[str, Any]:
+    """The limits of the gate that were given, by name."""
+    from vision.gate import BadLimits
+
+    values: dict[str, Any] = {}
+    for one in limit or []:
+        name, _, word = one.partition("=")
+        try:
+            values[name] = json.loads(word)
+        except ValueError:
+            raise BadLimits(f"--limit {one}: write NAME=VALUE, such as margin=0.02") from None
+    if unproven:
+        values["unproven_allowed"] = True
+    if retire:
+        values["retired_classes"] = tuple(retire)
     return values
 
 
@@ -663,23 +700,19 @@ def rollback(version: Annotated[int | None, typer.Argument(
 @app.command()
 def adopt(version: Annotated[int, typer.Argument(
               help="The number of a control or bake-off version.")],
-          why: Why, by: By,
-          unproven: Annotated[bool, typer.Option(
-              help="Let new classes serve that the benchmark does not hold yet.")] = False,
-          retire: Annotated[list[str] | None, typer.Option(
-              help="A class that may be lost; may be repeated.")] = None,
-          as_json: Json = False) -> None:  # fmt: skip
+          why: Why, by: By, limit: Limit = None, unproven: Unproven = False,
+          retire: Retire = None, as_json: Json = False) -> None:  # fmt: skip
     """Put a control or bake-off version through the same gate; if it passes, it serves.
 
-    The next night starts from it. Exit code 3: the gate refused it.
+    The limits are the last night's, but for those that are given here. The next night starts from
+    it. Exit code 3: the gate refused it.
 
     Example: regraft adopt 9 --why "the bake-off's winner"
     """
     from tasks import promotion
-    from vision.gate import Limits
 
-    limits = Limits(unproven_allowed=unproven, retired_classes=tuple(retire or ()))
-    _decided(promotion.adopt(version, limits, by, why), as_json)
+    changes = _limits(limit, unproven, retire)
+    _decided(promotion.adopt(version, changes, by, why), as_json)
 
 
 @app.command()

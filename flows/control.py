@@ -10,8 +10,10 @@ from prefect.context import FlowRunContext
 from flows import report
 from flows.grid import Grid
 from flows.nightly import serving
-from flows.run import alone, one_run, pretrained, start_of
+from flows.run import alone, one_run, pretrained, refuse_targeted, start_of
 from flows.timeline import lasting
+from infra import database
+from records import benchmark
 from tasks.evaluation import evaluate, is_scored_on_benchmark
 from tasks.lineage import Beginning, Worth, beginning, between, compare, earlier, points
 from tasks.progress import courtesy
@@ -60,7 +62,9 @@ def afresh(
     From scratch there is no parent, whatever the lineage began with. Raises `BadPlan`, `NoRoot`.
     """
     bent = {"augmentation": begun.first.plan["augmentation"] | changes.get("augmentation", {})}
-    plan = Plan.from_dict(begun.first.plan | changes | bent)
+    plan = Plan.from_dict(begun.first.plan | changes | bent).heeded(asked=changes)
+    if "targeted" in changes:
+        refuse_targeted(plan)
     if root is None and plan.recipe == "scratch":
         return plan, None
     return plan, pretrained(root or begun.root, plan)
@@ -76,6 +80,8 @@ def _compared(begun: Beginning, plan: Plan, parent: int | None) -> Compared:
             train_version(run.run_id, version)
             evaluate(run.run_id, version, champion)
         start = f"from version {parent}" if parent else start_of(plan)
+        with database.connect().transaction() as session:
+            benchmark.look(session, version, "control", f"run {run.run_id}")
         worth = compare(run.run_id, version, champion, start)
         if known:
             ended = run.end("skipped", f"nothing new: {worth.sentence}", version)

@@ -26,6 +26,7 @@ import socket
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -59,7 +60,9 @@ from flows.scoring import weekly
 from infra import database
 from infra.database import Busy, run_lock
 from records import runs
+from vision.gate import Limits
 from vision.plan import Plan
+from vision.scores import PRECISION
 
 NAMES = [f"{flow.name}/{flow.name}" for flow in (nightly, control)]
 AUTOMATION = "regraft: crash zombie flows"
@@ -79,13 +82,20 @@ class BadSchedule(ValueError):
     """A cron line or a time zone that does not exist."""
 
 
-def serve(plan: Plan, cron: str, timezone: str, control_cron: str | None = None) -> None:
+def serve(
+    plan: Plan,
+    cron: str,
+    timezone: str,
+    control_cron: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    precision: float = PRECISION,
+) -> None:
     """Run night, control run and the library's scoring on their schedules until SIGTERM or SIGINT.
 
-    control_cron: None for no control run. Raises `BadSchedule` and `NoServer` before anything is
-    registered.
+    control_cron: None for no control run. plan, limits, precision: each night's. Raises
+    `BadSchedule` and `NoServer` before anything is registered.
     """
-    served = [described(plan, cron, timezone), weekly(timezone)]
+    served = [described(plan, cron, timezone, limits, precision), weekly(timezone)]
     if control_cron is not None:
         served.append(described_control(control_cron, timezone))
     require_server()
@@ -108,10 +118,17 @@ def serve(plan: Plan, cron: str, timezone: str, control_cron: str | None = None)
         reap(patience=STOP_SECONDS)
 
 
-def described(plan: Plan, cron: str, timezone: str) -> RunnerDeployment:
+def described(
+    plan: Plan,
+    cron: str,
+    timezone: str,
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    precision: float = PRECISION,
+) -> RunnerDeployment:
     """The deployment of the night that `serve` registers."""
     return _described(
-        nightly, cron, timezone, "--cron", {"plan": plan.to_dict()},
+        nightly, cron, timezone, "--cron",
+        {"plan": plan.to_dict(), "limits": asdict(limits), "precision": precision},
         "Take in new images, train a candidate, let the benchmark decide.",
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows import report
-from flows.run import Outcome, alone, one_run, pretrained
+from flows.run import Asked, Outcome, alone, one_run, pretrained, settled
 from infra import database
 from records import benchmark, deployments, runs
 from tasks.evaluation import evaluate
@@ -34,7 +34,7 @@ log = logging.getLogger("regraft")
 # A failed run's error is stored whatever is asked; as JSON it cannot run code when it is read.
 @flow(name="nightly", flow_run_name=report.run_name, retries=0, result_serializer="json")
 def nightly(
-    plan: Plan = Plan(),  # noqa: B008  (frozen, and shown as defaults in Prefect)
+    plan: Asked = Plan(),  # noqa: B008  (frozen, and shown as defaults in Prefect)
     rules: Rules = Rules(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
     precision: Wished = PRECISION,
@@ -43,13 +43,15 @@ def nightly(
     """Take in what is new, train a candidate from the champion, deploy it if the gate says so.
 
     The outcome's state is deployed, refused (by the gate), stopped (the batch was refused) or
-    skipped. precision: what the answers at or above the candidate's threshold shall reach. root:
-    the pretrained version to start from while nothing serves. A night that fails anywhere changes
-    nothing that serves. Raises what stopped it.
+    skipped. What the plan leaves open of its network is the champion's, so that nights go on from
+    whatever a person adopted. precision: what the answers at or above the candidate's threshold
+    shall reach. root: the pretrained version to start from while nothing serves. A night that fails
+    anywhere changes nothing that serves. Raises what stopped it.
     """
     with alone(), one_run("nightly", plan, judged=True) as night:
         run_id = night.run_id
-        intake = take_in_new_images(run_id, plan, limits.retired_classes)
+        as_now = settled(plan, serving() or root)  # a rollback meanwhile may change the parent
+        intake = take_in_new_images(run_id, as_now, limits.retired_classes)
         if intake.batch_id is not None:
             checked = check_batch(run_id, intake.batch_id, rules)
             if checked.refused:
@@ -61,9 +63,10 @@ def nightly(
         if root and champion:
             log.warning("version %d serves, so the night starts from it and not from version %d",
                         champion, root)  # fmt: skip
-        if reason := nothing_new(snapshot, plan, limits, champion, parent):
+        grafted = settled(plan, parent)
+        if reason := nothing_new(snapshot, grafted, limits, champion, parent):
             return night.end("skipped", reason)
-        aimed = aim(run_id, snapshot, plan, parent)
+        aimed = aim(run_id, snapshot, grafted, parent)
         candidate = write_candidate(run_id, "nightly", snapshot, aimed, parent)
         report.name_run(candidate)
         train_version(run_id, candidate)
@@ -90,8 +93,10 @@ def nothing_new(
     with database.connect().transaction() as session:
         frozen = benchmark.current(session)
         last = runs.last_judged(session)
+    if last is None or last.snapshot_digest != snapshot:
+        return None
     # What was asked for, not what was made of it: a plan aimed at its parent differs each night.
-    if last is None or (last.snapshot_digest, Plan.from_dict(last.asked)) != (snapshot, plan):
+    if settled(Plan.from_dict(last.asked), parent) != plan:
         return None
     if champion == last.version_id:
         return (

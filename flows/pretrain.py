@@ -3,7 +3,16 @@
 from prefect import flow
 
 from flows import report
-from flows.run import Outcome, alone, one_run, pretrained, start_of
+from flows.run import (
+    Asked,
+    Outcome,
+    alone,
+    one_run,
+    pretrained,
+    refuse_targeted,
+    settled,
+    start_of,
+)
 from tasks.evaluation import evaluate_held_out, is_scored
 from tasks.sets import checked, freeze_set
 from tasks.training import train_version, write_candidate
@@ -11,7 +20,7 @@ from vision.plan import BadPlan, Plan
 
 
 @flow(name="pretrain", flow_run_name=report.run_name, retries=0, result_serializer="json")
-def pretrain(sets: list[str], plan: Plan = Plan(), root: int | None = None) -> list[Outcome]:  # noqa: B008  (frozen, and shown as defaults in Prefect)
+def pretrain(sets: list[str], plan: Asked = Plan(), root: int | None = None) -> list[Outcome]:  # noqa: B008  (frozen, and shown as defaults in Prefect)
     """Train a network on each set in turn; every stage is a version of its own.
 
     sets: prefixes in our bucket that hold class folders. The first stage starts from `root`, a
@@ -23,6 +32,7 @@ def pretrain(sets: list[str], plan: Plan = Plan(), root: int | None = None) -> l
     prefixes = [checked(prefix) for prefix in sets]
     if not prefixes:
         raise BadPlan("sets=[]: name at least one set")
+    refuse_targeted(plan)
     if len(prefixes) > 1 and plan.recipe == "scratch":
         raise BadPlan(
             "recipe='scratch': it starts at random, so no stage would go on from the one before; "
@@ -37,7 +47,8 @@ def pretrain(sets: list[str], plan: Plan = Plan(), root: int | None = None) -> l
     return outcomes
 
 
-def _stage(prefix: str, plan: Plan, parent: int | None) -> Outcome:
+def _stage(prefix: str, asked: Plan, parent: int | None) -> Outcome:
+    plan = settled(asked, parent)
     with one_run("pretrain", plan) as run:
         snapshot = freeze_set(run.run_id, prefix, plan)
         version = write_candidate(run.run_id, "pretrain", snapshot, plan, parent)

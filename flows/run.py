@@ -3,12 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from flows import report
 from infra import database
 from infra.database import run_lock
 from records import benchmark, runs, versions
 from vision.plan import BadPlan, Plan
+
+# A plan that somebody asks for, as a parameter of a flow.
+Asked = Annotated[Plan, AfterValidator(Plan.heeded)]
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,21 @@ def pretrained(root: int | None, plan: Plan) -> int | None:
         )
     with database.connect().transaction() as session:
         return versions.root(session, root).id
+
+
+def refuse_targeted(plan: Plan) -> None:
+    """For flows whose versions have no analysed parent; raises `BadPlan`."""
+    if plan.targeted:
+        raise BadPlan(
+            "targeted=True: only a night's pictures are bent by what its parent fails at; leave it "
+            "out"
+        )
+
+
+def settled(plan: Plan, parent: int | None) -> Plan:
+    """The plan with its network named, the parent's where it is open; raises `UnknownVersion`."""
+    with database.connect().transaction() as session:
+        return versions.settled(session, plan, parent)
 
 
 def start_of(plan: Plan) -> str:

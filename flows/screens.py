@@ -125,7 +125,8 @@ def _show_flips(found: list[dict[str, Any]], judged: dict[str, Any] | None) -> N
             )
             for one in found[:MOST_FLIPS]
         ),
-        f"{lost} answers lost and {len(found) - lost} gained; all in --json, some as --pictures",
+        f"Among all classes {lost} answers lost and {len(found) - lost} gained (`no worse` counts "
+        "among the shared); all in --json, some as --pictures",
     )
 
 
@@ -248,6 +249,7 @@ def benchmark_facts(version: int | None) -> dict[str, Any]:
             "benchmark": asdict(row),
             "classes": dict(sorted(Counter(one.class_name for one in members).items())),
             "images": [asdict(one) for one in members],
+            "looks": [asdict(one) for one in benchmark.looks(session, row.version)],
             "withdrawn": [asdict(one) for one in benchmark.withdrawn(session, row.version)],
         }
 
@@ -261,7 +263,7 @@ def show_benchmark(version: int | None, images: bool) -> None:
         (
             f"{row['images']} images of {row['classes']} classes",
             f"digest {row['digest'][:12]}",
-            f"looked at {row['looks']} times",
+            _looks(facts["looks"]),
         ),
         f"{row['frozen_by']}, {row['frozen_at']:%Y-%m-%d %H:%M}: {row['why']}",
     )
@@ -290,6 +292,12 @@ def show_benchmark(version: int | None, images: bool) -> None:
             ),
             "Withdrawn",
         )  # fmt: skip
+
+
+def _looks(looks: list[dict[str, Any]]) -> str:
+    kinds = Counter(one["kind"] for one in looks)
+    told = ", ".join(f"{count} by {kind}" for kind, count in kinds.most_common())
+    return f"looked at {len(looks)} times" + (f" ({told})" if told else "")
 
 
 def batch_facts(batch_id: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _SERVICE_LINK = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
 )
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}(-dirty)?")
 _DOTTED_NUMBERS = re.compile(r"\d+(\.\d+){3}")
 
 
@@ -101,6 +102,12 @@ def _bucket(value: str) -> str:
     return value
 
 
+def _commit(value: str) -> str:
+    if not _COMMIT.fullmatch(value):
+        raise ValueError("this is no commit; use 7 to 64 hexadecimal digits, then -dirty if it is")
+    return value
+
+
 def _whole_number(value: object) -> object:
     # pydantic reads 4.0 and True as whole numbers; a setting that needs guessing is refused.
     if isinstance(value, bool | float):
@@ -147,6 +154,8 @@ class Settings(BaseSettings):
     threads: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
     processes: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
     workers: Annotated[WholeNumber, Field(ge=1, le=256)] = 16
+    # of this program, where it is no checkout that could be asked; docker/Dockerfile sets it
+    commit: Annotated[str, AfterValidator(_commit)] | None = None
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:

@@ -9,11 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from infra.database import copy_rows
 from records.nearness import near
-from records.tables import Benchmark, BenchmarkImage
+from records.tables import Benchmark, BenchmarkImage, Look
 
 
 class NoBenchmark(LookupError):
@@ -83,17 +84,64 @@ def current(session: Session) -> BenchmarkRow:
 
 
 def listed(session: Session) -> list[BenchmarkRow]:
-    """All benchmark versions, the newest first, each with how often it was looked at."""
+    """All benchmark versions, the newest first, each with its looks, the gate's and others."""
     rows = session.execute(
         text(
             """
             SELECT version, digest, images, classes, frozen_by, why, frozen_at, power,
                    (SELECT count(*) FROM verdicts v WHERE v.benchmark_version = version)
+                   + (SELECT count(*) FROM looks l WHERE l.benchmark_version = version)
             FROM benchmarks ORDER BY version DESC
             """
         )
     )
     return [BenchmarkRow(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class LookRow:
+    """One look at a benchmark version.
+
+    kind: verdict | bakeoff | control | evaluation. looked_by: a person, or the run that told the
+    figures; None for a verdict that a person asked for, whom `regraft log` names.
+    """
+
+    version_id: int
+    kind: str
+    looked_by: str | None
+    looked_at: datetime
+
+
+def look(session: Session, version_id: int, kind: str, by: str) -> None:
+    """Count that a version's accuracy on the newest benchmark version is shown outside the gate.
+
+    Whoever chooses by it fits the choice to these images. Shown again, it tells nothing new.
+    """
+    statement = upsert(Look).values(
+        benchmark_version=select(func.max(Benchmark.version)).scalar_subquery(),
+        version_id=version_id,
+        kind=kind,
+        looked_by=by,
+    )
+    session.execute(statement.on_conflict_do_nothing())
+
+
+def looks(session: Session, version: int) -> list[LookRow]:
+    """Every look at a benchmark version, the oldest first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT version_id, 'verdict', 'run ' || run_id, created_at AS at FROM verdicts
+            WHERE benchmark_version = :version
+            UNION ALL
+            SELECT version_id, kind, looked_by, looked_at FROM looks
+            WHERE benchmark_version = :version
+            ORDER BY at
+            """
+        ),
+        {"version": version},
+    )
+    return [LookRow(*row) for row in rows]
 
 
 def get(session: Session, version: int) -> BenchmarkRow:

@@ -173,6 +173,22 @@ def verdict(session: Session, version_id: int) -> VerdictRow | None:
     return VerdictRow(*row) if row else None
 
 
+def limits_of_nights(session: Session) -> Limits:
+    """The limits by which the last night judged its candidate; the defaults before there was one.
+
+    What people do between two nights is judged by the same.
+    """
+    stored = session.scalar(
+        text(
+            """
+            SELECT d.limits FROM verdicts d JOIN runs r ON r.id = d.run_id
+            WHERE r.purpose = 'nightly' ORDER BY d.id DESC LIMIT 1
+            """
+        )
+    )
+    return Limits(**(stored or {}))
+
+
 def discordance(session: Session) -> float | None:
     """The share of answers that turned, right to wrong or back, in the median of ten verdicts."""
     turned = session.scalar(
@@ -281,6 +297,7 @@ def reject(session: Session, version_id: int, by: str, why: str) -> int:
 
     Raises `NotDeployable` when it serves now.
     """
+    say_who(by, why)
     _lock_log(session)  # or a deployment could slip in between the look and the word
     version = versions.get(session, version_id)
     if version.purpose not in SERVING:
@@ -316,6 +333,30 @@ def rejected(session: Session, version_id: int) -> str | None:
     return f"Version {version_id} was rejected by {by} on {when:%Y-%m-%d}: {why}."
 
 
+def taken_back(session: Session, version_id: int) -> str | None:
+    """Who let another version serve in the place of this one, when and why, in one sentence.
+
+    None for a version that never served: only such a one comes to serve without a person's word.
+    """
+    row = session.execute(
+        text(
+            """
+            SELECT after.version_id, after.deployed_by, after.deployed_at, after.why
+            FROM deployments d JOIN deployments after ON after.previous_id = d.id
+            WHERE d.version_id = :version ORDER BY d.id DESC LIMIT 1
+            """
+        ),
+        {"version": version_id},
+    ).first()
+    if row is None:
+        return None
+    other, by, when, why = row
+    return (
+        f"Version {version_id} served until {by} let version {other} serve in its place on "
+        f"{when:%Y-%m-%d}: {why}. Only a person brings it back: `regraft rollback {version_id}`."
+    )
+
+
 def refuse_rejected(session: Session, version_id: int) -> None:
     """Raise `NotDeployable` for a version that a person has rejected."""
     if sentence := rejected(session, version_id):
@@ -328,6 +369,12 @@ def refuse_purpose(purpose: str, version_id: int, allowed: tuple[str, ...], inst
         raise NotDeployable(f"version {version_id} is a {purpose} version: it never serves")
     if purpose not in allowed:
         raise NotDeployable(f"version {version_id} is a {purpose} version: {instead}")
+
+
+def say_who(by: str, why: str) -> None:
+    """Raise `NotDeployable` for a decision without a name or a reason."""
+    if not by.strip() or not why.strip():
+        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
 
 
 def _lock_log(session: Session) -> None:
@@ -348,8 +395,7 @@ def _append(
     why: str,
     run_id: int | None,
 ) -> int:
-    if not by.strip() or not why.strip():
-        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
+    say_who(by, why)
     version = versions.get(session, version_id)
     refuse_purpose(version.purpose, version_id, SERVING, "")
     return session.execute(

@@ -1,4 +1,7 @@
-"""Flips: benchmark images that candidate and champion answered differently, one of them rightly."""
+"""Flips: benchmark images that candidate and champion answered differently, one of them rightly.
+
+Among all classes, as people see them; the gate's `no worse` counts those among shared classes.
+"""
 
 from __future__ import annotations
 

@@ -123,6 +123,10 @@ QUERIES = {
                           AND a.kind = 'approval' AND a.deployed_at > r.rejected_at
                           AND a.id < p.id)
     """,
+    "1: a version that had served before came to serve again by itself": """
+        SELECT p.id, p.version_id FROM deployments p JOIN deployments before USING (version_id)
+        WHERE p.kind = 'promotion' AND before.id < p.id
+    """,
     "1: a version's parent is a throw-away version, or not trained": """
         SELECT v.id, p.id, p.purpose, p.state FROM versions v JOIN versions p ON p.id = v.parent_id
         WHERE p.purpose = 'throwaway' OR p.state <> 'trained'

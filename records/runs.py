@@ -138,6 +138,12 @@ def of_version(session: Session, version_id: int) -> list[RunRow]:
     return [RunRow(*row) for row in session.execute(query.order_by(Run.id.desc()))]
 
 
+def newest_plan(session: Session, purpose: str) -> dict[str, Any] | None:
+    """The plan that the newest run of a purpose was asked for."""
+    query = select(Run.plan).where(Run.purpose == purpose)
+    return session.scalar(query.order_by(Run.id.desc()).limit(1))
+
+
 def by_flow_run(session: Session, flow_run_id: str) -> RunRow | None:
     """The run that belongs to a Prefect flow run."""
     columns = [getattr(Run, name) for name in RunRow.__dataclass_fields__]

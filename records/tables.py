@@ -29,6 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 PURPOSES = ("nightly", "throwaway", "control", "pretrain", "bakeoff")
 SPLITS = ("train", "validation", "test", "held")
 ORIGINS = ("real", "staged", "synthetic")
+LOOKS = ("bakeoff", "control", "evaluation")
 
 
 def one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -447,6 +448,28 @@ class BenchmarkImage(Base):
     withdrawn_why: Mapped[str | None]
 
 
+class Look(Base):
+    """A version's figures on a benchmark version that were shown without a verdict.
+
+    Verdicts are looks, too, and stand in their own table.
+    """
+
+    __tablename__ = "looks"
+    __table_args__ = (
+        one_of("kind", LOOKS),
+        CheckConstraint("btrim(looked_by) <> ''", name="says_who"),
+        # The same figures, shown again, tell nothing new.
+        UniqueConstraint("benchmark_version", "version_id", "kind"),
+    )
+
+    id: Mapped[int] = number()
+    benchmark_version: Mapped[int] = mapped_column(ForeignKey("benchmarks.version"))
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    kind: Mapped[str]
+    looked_by: Mapped[str]
+    looked_at: Mapped[datetime] = now()
+
+
 class SetImage(Base):
     """One object of a pretraining set as it was read; the library knows neither it nor its class.
 
@@ -530,6 +553,7 @@ class Version(Base):
     training_accuracy: Mapped[float | None]
     validation_accuracy: Mapped[float | None]
     latency_seconds: Mapped[float | None]
+    latency_machine: Mapped[str | None]
     temperature: Mapped[float | None]
     created_at: Mapped[datetime] = now()
     trained_at: Mapped[datetime | None]
@@ -959,6 +983,9 @@ class Rejection(Base):
     """A person's word that a version must not serve; only an approval after it overrules it."""
 
     __tablename__ = "rejections"
+    __table_args__ = (
+        CheckConstraint("btrim(rejected_by) <> '' AND btrim(why) <> ''", name="says_who_and_why"),
+    )
 
     id: Mapped[int] = number()
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)

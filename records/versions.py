@@ -12,6 +12,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from records.tables import Epoch, Version
+from vision.plan import Plan
 
 
 class UnknownVersion(LookupError):
@@ -49,6 +50,7 @@ class VersionRow:
     training_accuracy: float | None
     validation_accuracy: float | None
     latency_seconds: float | None
+    latency_machine: str | None
     temperature: float | None
     created_at: datetime
     trained_at: datetime | None
@@ -118,6 +120,13 @@ def candidate(
     return session.execute(statement.returning(Version.id)).scalar_one()
 
 
+def settled(session: Session, plan: Plan, parent_id: int | None) -> Plan:
+    """The plan with its network named, the parent's where it is open; raises `UnknownVersion`."""
+    if parent_id is None:
+        return plan.settled()
+    return plan.settled(Plan.from_dict(get(session, parent_id).plan))
+
+
 def trained(
     session: Session,
     version_id: int,
@@ -148,10 +157,12 @@ def trained(
     )
 
 
-def measured(session: Session, version_id: int, latency_seconds: float) -> None:
-    """Keep the measured seconds of one answer at batch 1."""
+def measured(session: Session, version_id: int, seconds: float, processor: str) -> None:
+    """Keep the measured seconds of one answer at batch 1, and on which processor it was given."""
     session.execute(
-        update(Version).where(Version.id == version_id).values(latency_seconds=latency_seconds)
+        update(Version)
+        .where(Version.id == version_id)
+        .values(latency_seconds=seconds, latency_machine=processor)
     )
 
 

@@ -20,7 +20,7 @@ from tasks.evaluation import answer, choose_engine, runtime, settle_thresholds
 from tasks.fetching import by_threads
 from tasks.progress import progress
 from vision.answers import Answers
-from vision.gate import USUAL_DISCORDANCE, Limits, power
+from vision.gate import USUAL_DISCORDANCE, power
 from vision.images import examine
 from vision.runtime import Engine
 from vision.scores import score
@@ -219,7 +219,7 @@ def _once(images: list[Frozen]) -> tuple[list[Frozen], list[str]]:
 
 
 def _power(session: Session, whole: list[Member], scored: _Scored | None) -> dict[str, Any]:
-    """Which drop a version will notice, at the gate's default limits.
+    """Which drop a version will notice, by the limits of the last night.
 
     From the champion's accuracy on the classes that it knows and from how often the verdicts
     before saw an answer turn; as assumed by `power` while there is no champion, no verdict.
@@ -228,7 +228,7 @@ def _power(session: Session, whole: list[Member], scored: _Scored | None) -> dic
     turned = deployments.discordance(session)
     found = power(
         [counts[name] for name in sorted(counts)],
-        Limits(),
+        deployments.limits_of_nights(session),
         accuracy=_accuracy(scored.answers.only(one.sha256 for one in whole)) if scored else None,
         discordance=USUAL_DISCORDANCE if turned is None else turned,
     )

@@ -82,11 +82,11 @@ def evaluate(
         _measure_latency(run_id, loaded)
 
 
-def evaluate_again(version_id: int, precision: float = PRECISION) -> int:
+def evaluate_again(version_id: int, precision: float, by: str) -> int:
     """Score a version on validation, test and the newest benchmark; answers how many images.
 
     Its threshold for this precision is fitted anew. For versions of any purpose and age: those of
-    before a benchmark grew, or that no night has judged.
+    before a benchmark grew, or that no night has judged. by: who looks, which is counted.
     """
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
@@ -101,6 +101,8 @@ def evaluate_again(version_id: int, precision: float = PRECISION) -> int:
             version_id, answering, frozen.version, None, store, lambda more: advance(done + more)
         )
     settle_thresholds(version_id, precision)
+    with database.connect().transaction() as session:
+        benchmark.look(session, version_id, "evaluation", by)
     return images
 
 
@@ -421,4 +423,4 @@ def _measure_latency(run_id: int | None, loaded: dict[int, Loaded]) -> None:
         if run_id is not None:
             runs.fence(session, run_id)
         for version_id, seconds in best.items():
-            versions.measured(session, version_id, seconds)
+            versions.measured(session, version_id, seconds, machine()["processor"])

@@ -39,23 +39,29 @@ class Wanted:
 
 @reading("explain")
 def explain(run_id: int, version_id: int, champion_id: int | None) -> None:
+    """Keep maps of this night's candidate, and of the champion where the two differ."""
+    with timed(run_id, "explain") as facts:
+        facts["maps"] = explain_now(version_id, champion_id, run_id)
+
+
+def explain_now(version_id: int, champion_id: int | None, run_id: int | None = None) -> int:
     """Keep maps of the benchmark's worst errors and flips and of a test sample of each class.
 
     An error gets two maps: for the class that was answered and for the true one. Flips are shown
-    for champion and candidate, so that the two can be laid side by side.
+    for champion and candidate, so that the two can be laid side by side. Answers how many maps.
     """
-    with timed(run_id, "explain") as facts:
-        with database.connect().transaction() as session:
-            wanted = _wanted(session, version_id, champion_id)
-            beside = _flips(session, champion_id, version_id) if champion_id else []
-        rows = _explained(version_id, wanted)
-        old = _explained(champion_id, beside) if champion_id and beside else []
-        with database.connect().transaction() as session:
+    with database.connect().transaction() as session:
+        wanted = _wanted(session, version_id, champion_id)
+        beside = _flips(session, champion_id, version_id) if champion_id else []
+    rows = _explained(version_id, wanted)
+    old = _explained(champion_id, beside) if champion_id and beside else []
+    with database.connect().transaction() as session:
+        if run_id is not None:
             runs.fence(session, run_id)
-            evaluations.record_gradcams(session, version_id, rows)
-            if champion_id and old:
-                evaluations.add_gradcams(session, champion_id, old)
-        facts["maps"] = len(rows) + len(old)
+        evaluations.record_gradcams(session, version_id, rows)
+        if champion_id and old:
+            evaluations.add_gradcams(session, champion_id, old)
+    return len(rows) + len(old)
 
 
 def _wanted(session: Session, version_id: int, champion_id: int | None) -> list[Wanted]:

@@ -7,7 +7,9 @@ repeat answers that were recorded.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from sqlalchemy.orm import Session
@@ -18,17 +20,33 @@ from records import benchmark, deployments, evaluations, runs, versions
 from records.benchmark import BenchmarkRow, Member
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
+from records.versions import VersionRow
 from tasks import checkpoints
-from tasks.evaluation import answer, engine_of, evaluate_together, told
+from tasks.evaluation import (
+    Answering,
+    answers_of,
+    choose_engine,
+    engine_of,
+    evaluate_together,
+    runtime,
+    start,
+    told,
+)
+from tasks.explanation import explain_now
 from tasks.step import reading, timed
 from vision.answers import Answers, BadAnswers
 from vision.gate import REPEAT_TOLERANCE, Evidence, Limits, Repeated, Verdict
 from vision.gate import judge as decide
+from vision.network import Loaded
+from vision.runtime import NoEngine
 
 log = logging.getLogger("regraft")
 
 # A night repeats so many before it deploys; a rollback repeats them all.
 REPEATED_IMAGES = 64
+# Of the classes answered, so many may turn where a rollback repeats in another runtime. Another
+# precision turns few answers; a network that is loaded or fed wrongly turns most.
+MOST_TURNED = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,9 @@ def _judged(
         raise NotDeployable(f"version {version_id} serves already: there is nothing to judge")
     frozen = benchmark.current(session)
     candidate = evidence(session, version_id, frozen, repeated)
+    if run_id is not None and candidate.rejected is None:
+        # a night would undo what a person decided; the person may decide anew
+        candidate = replace(candidate, rejected=deployments.taken_back(session, version_id))
     verdict = decide(
         candidate,
         evidence(session, champion_id, frozen) if champion_id else None,
@@ -120,7 +141,7 @@ def evidence(
         training_accuracy=version.training_accuracy,
         validation_accuracy=version.validation_accuracy,
         latency_seconds=version.latency_seconds,
-        latency_machine=(version.machine or {}).get("processor"),
+        latency_machine=version.latency_machine,
         repeated=repeated,
         looks=frozen.looks,
         rejected=deployments.rejected(session, version_id),
@@ -187,7 +208,7 @@ def approve(version_id: int, by: str, why: str) -> Decision:
     What nobody may override, and what failed only now, refuses it: then look, and approve again.
     Raises `NotDeployable` for a version that was never judged or can never serve, and `Busy`.
     """
-    _say_who(by, why)
+    deployments.say_who(by, why)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         deployments.refuse_purpose(version.purpose, version_id, deployments.SERVING, "")
@@ -203,54 +224,67 @@ def approve(version_id: int, by: str, why: str) -> Decision:
         return _decide("approval", version_id, Limits(**last.limits), by, why, seen)
 
 
-def adopt(version_id: int, limits: Limits, by: str, why: str) -> Decision:
+def adopt(version_id: int, changes: Mapping[str, Any], by: str, why: str) -> Decision:
     """Put a control or bake-off version through the same gate; if it passes it serves.
 
     It and the champion answer the newest benchmark anew, in one process. The next night starts
-    from it: a new lineage. Raises `NotDeployable` for a version of another purpose, and `Busy`.
+    from it: a new lineage. changes: limits that shall be others than the last night's. Raises
+    `NotDeployable` for a version of another purpose, `BadLimits` and `Busy`.
     """
-    _say_who(by, why)
+    deployments.say_who(by, why)
     with database.connect().transaction() as session:
         version = versions.get(session, version_id)
         deployments.refuse_purpose(
             version.purpose, version_id, ("control", "bakeoff"),
             f"nights judge it; `regraft approve {version_id}` lets it serve despite a refusal",
         )  # fmt: skip
+        limits = deployments.limits_of_nights(session).changed(changes)
     with run_lock(database.connect()):
-        return _decide("adoption", version_id, limits, by, why, frozenset())
+        decision = _decide("adoption", version_id, limits, by, why, frozenset())
+    if decision.deployment_id is None:
+        return decision
+    return replace(decision, reason=f"{decision.reason}; {_nights_to_come(version)}")
+
+
+def _nights_to_come(version: VersionRow) -> str:
+    """What an adoption means for nights that are asked for what the last one was."""
+    with database.connect().transaction() as session:
+        asked = runs.newest_plan(session, "nightly")
+    named = asked.get("architecture") if asked else None
+    if named in (None, version.architecture):
+        return f"the next night starts from it and its {version.architecture}"
+    return (
+        f"the last night was asked for architecture={named}: have the next ones leave it out "
+        f"(null), or they cannot start from its {version.architecture}"
+    )
 
 
 def roll_back(version_id: int | None, by: str, why: str) -> Decision:
     """Return to a version that served before; by default to the one before the champion.
 
     Its checkpoint is fetched, hashed and loaded, and must repeat every recorded answer of its
-    newest benchmark first. Does not wait for a night that runs: that one then deploys nothing.
+    newest benchmark first; in another runtime than recorded them, the class of nearly every answer.
+    Does not wait for a night that runs: that one then deploys nothing.
     """
-    _say_who(by, why)
+    deployments.say_who(by, why)
     with database.connect().transaction() as session:
         to = deployments.former(session, version_id)
         expected = deployments.log(session, most=1)[0].id
         on = evaluations.newest_benchmark(session, to.version_id)
     repeated = repeat(to.version_id, on, images=None)
-    again = _must_repeat(to.version_id, repeated)
+    how = _must_answer_alike(to.version_id, repeated)
     with database.connect().transaction() as session:
         deployment_id = deployments.roll_back(session, to, expected, by, why)
     return Decision(
         to.version_id, "rollback", deployment_id, (),
-        f"version {to.version_id} serves again; it repeated its {again.images} answers to "
-        f"benchmark version {on} to within {again.apart:.1g}",
+        f"version {to.version_id} serves again; of benchmark version {on} {how}",
     )  # fmt: skip
-
-
-def _say_who(by: str, why: str) -> None:
-    if not by.strip() or not why.strip():
-        raise NotDeployable("say who decides and why: --by NAME --why TEXT")
 
 
 def _decide(
     kind: str, version_id: int, limits: Limits, by: str, why: str, seen: frozenset[str]
 ) -> Decision:
-    """Answer anew, judge, and deploy what passed, in one transaction; a refusal is kept as well."""
+    """Answer anew, explain, judge, and deploy what passed; a refusal is kept as well."""
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
         if champion and champion.version_id == version_id:
@@ -258,6 +292,7 @@ def _decide(
         frozen = benchmark.current(session)
     both = [version_id, *([champion.version_id] if champion else [])]
     evaluate_together(both, frozen.version)
+    explain_now(version_id, champion.version_id if champion else None)
     repeated = repeat(version_id)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
@@ -321,17 +356,29 @@ def repeat(
     except BadAnswers as error:
         log.warning("version %d cannot repeat its answers: %s", version_id, error)
         return None
-    again = answer(
-        loaded,
+    answering = _as_recorded(loaded, recorded.runtime, len(names))
+    again = answers_of(
+        answering,
         {one.sha256: (one.key, None) for one in members},
         names,
         [one.class_name for one in members],
-        engine_of(recorded.runtime),
     )
     pairs = ((before.label_confidence, again.label_confidence),
              (before.confidence, again.confidence))  # fmt: skip
     apart = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
-    return Repeated(len(names), apart)
+    turned = int((before.top[:, 0] != again.top[:, 0]).sum())
+    elsewhere = told(recorded.runtime) != told(runtime(answering.engine))
+    return Repeated(len(names), apart, turned, elsewhere)
+
+
+def _as_recorded(loaded: Loaded, recorded: dict[str, Any], images: int) -> Answering:
+    """A version in the engine of a recorded runtime, or in one of here where that is not known."""
+    try:
+        if engine := engine_of(recorded):
+            return start(loaded, engine)
+    except NoEngine as error:
+        log.warning("another engine repeats the answers than gave them: %s", error)
+    return start(loaded, choose_engine(loaded, images))
 
 
 def _must_repeat(version_id: int, repeated: Repeated | None) -> Repeated:
@@ -344,3 +391,25 @@ def _must_repeat(version_id: int, repeated: Repeated | None) -> Repeated:
             f"{repeated.apart:.3g}): train it again"
         )
     return repeated
+
+
+def _must_answer_alike(version_id: int, repeated: Repeated | None) -> str:
+    """How a version repeats its recorded answers, in words that follow `of benchmark version N`.
+
+    Where they came from another runtime, the digits of a sound network differ, and an emergency
+    cannot wait for a machine that is gone: there the classes answered must be the same.
+    """
+    if repeated is None or not repeated.elsewhere or repeated.apart <= REPEAT_TOLERANCE:
+        again = _must_repeat(version_id, repeated)
+        return f"it repeated its {again.images} answers to within {again.apart:.1g}"
+    if repeated.turned > MOST_TURNED * repeated.images:
+        raise NotDeployable(
+            f"version {version_id} answers {repeated.turned} of {repeated.images} images with "
+            f"another class than was recorded in another runtime, and {MOST_TURNED:.0%} are "
+            "allowed: roll back where it was recorded, or to another version"
+        )
+    return (
+        f"it answered {repeated.images - repeated.turned} of {repeated.images} images with the "
+        "recorded class; the digits were recorded in another runtime (machine, engine or "
+        f"libraries) and are up to {repeated.apart:.1g} apart"
+    )

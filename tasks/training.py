@@ -22,7 +22,7 @@ from tasks import checkpoints, pixels, snapshot
 from tasks.progress import progress
 from tasks.snapshot import Listed
 from tasks.step import reading, timed, training
-from vision import distributed, temperature
+from vision import distributed, runtime, temperature
 from vision import network as networks
 from vision.calibration import Calibration
 from vision.fitting import (
@@ -31,11 +31,11 @@ from vision.fitting import (
     Epoch,
     Examples,
     Fitted,
-    TooLarge,
     fingerprint,
     fit,
     resolved,
 )
+from vision.memory import TooLarge
 from vision.network import BadCheckpoint
 from vision.pixels import Pixels
 from vision.plan import BadPlan, Plan
@@ -57,9 +57,13 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 def write_candidate(
     run_id: int, purpose: str, snapshot_digest: str, plan: Plan, parent_id: int | None
 ) -> int:
-    """Write the candidate down before it trains, or find the one that a killed run began."""
+    """Write the candidate down before it trains, or find the one that a killed run began.
+
+    What the plan leaves open of its network is written down as its parent has it.
+    """
     with database.connect().transaction() as session:
         runs.fence(session, run_id)
+        plan = versions.settled(session, plan, parent_id)
         class_names = snapshots.class_names(session, snapshot_digest)
         version_id = versions.candidate(
             session,
@@ -212,12 +216,15 @@ def _keep(
     workdir: Path,
 ) -> None:
     known, path = settings.load(), workdir / "checkpoint.safetensors"
+    settled = resolved(plan, fitted.network, fitted.machine)
     # before it is saved: whoever loads the checkpoint answers with the same confidences
     heat = temperature.calibrate(
         fitted.network, held, listed.images["validation"], listed.labels["validation"], plan,
         known.device,
     )  # fmt: skip
-    digest = networks.save(fitted.network, path, plan, listed.class_names)
+    # without the way, so that trained by the resolved plan it has the same bytes again
+    bare = dataclasses.replace(settled, way=None)
+    digest = networks.save(fitted.network, path, bare, listed.class_names)
     checkpoints.store(path, digest)
     sample = slice(None, None, max(1, len(listed.images["train"]) // TRAINING_SAMPLE))
     seen = predict(
@@ -239,15 +246,23 @@ def _keep(
             version_id,
             digest,
             {
-                "plan": resolved(plan, fitted.network, fitted.machine).to_dict(),
+                "plan": settled.to_dict(),
                 **start,
                 "saved": "last" if plan.ema_decay is None else "average",
             },
-            machine() | fitted.machine,
+            trained_by(fitted.machine),
             float(seen.correct.mean()),
             fitted.validation_accuracy,
             heat,
         )
+
+
+def trained_by(chosen: dict[str, Any]) -> dict[str, Any]:
+    """This machine with what training chose on it, and the libraries that it computed with."""
+    here = machine()
+    engine = chosen.get("features")
+    own = runtime.named(engine).libraries if engine else {}
+    return here | chosen | {"libraries": here["libraries"] | own}
 
 
 @functools.cache
@@ -272,10 +287,13 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this program, `-dirty` behind it where files were changed since."""
+    """The commit of this program, `-dirty` behind it where files were changed since.
+
+    Where it is no checkout, as in an image, the one that the setting tells.
+    """
     # installed inside another project's checkout, it must not pass for a part of that
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
+        return settings.load().commit
     return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
 
 

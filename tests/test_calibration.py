@@ -3,18 +3,18 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision import trials
 from vision.calibration import Calibration
 from vision.network import build
-from vision.plan import Plan
-from vision.trials import Way
+from vision.plan import BadPlan, Plan, Way
 
 PLAN = Plan(architecture="test_resnet", image_size=32, batch_size=9, epochs=1000)
 CPU = torch.device("cpu")
@@ -108,6 +108,19 @@ def test_a_plan_that_names_everything_is_not_measured() -> None:
     assert batches.asked == 0
 
 
+def test_a_plan_that_names_the_way_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolved plan goes its way, whatever was measured; where it cannot, the mend is named."""
+    way = Way("bfloat16", True, 2, compiled=True, features="eager float32")
+    plan, batches = replace(PLAN, way=way), Batches()
+    chosen = trials.choose(NETWORK, plan, CPU, 10**9, batches, Calibration(), threads=1)
+    assert (chosen.way, chosen.reason, batches.asked) == (way, "by the plan", 0)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    with pytest.raises(BadPlan, match=r"way=.*compiled: there is no C\+\+ compiler .* leave way"):
+        trials.choose(NETWORK, plan, CPU, 10**9, batches, Calibration(), threads=1)
+
+
 def test_fewer_threads_are_tried_where_they_are_not_given() -> None:
     """With two threads allowed, one is tried too, and the process keeps its own number."""
     before = torch.get_num_threads()
@@ -151,12 +164,77 @@ def test_without_a_compiler_nothing_is_compiled(
     assert not chosen.way.compiled
 
 
-def test_a_way_that_does_not_fit_into_memory_is_never_chosen() -> None:
-    """Out of memory counts as infinitely slow."""
+class Small(nn.Module):
+    """A network on a device whose memory takes a batch only if it `fits`."""
 
-    class Full(torch.nn.Module):
-        def forward(self, pictures: Tensor) -> Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def __init__(self, fits: Callable[[int], bool], error: Exception) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 2)
+        self.fits = fits
+        self.error = error
 
-    trial = trials._Trials(Full(), CPU, Batches()())
-    assert math.isinf(trial.seconds(Way("float32", False, 1)))
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Average the colours, or be out of memory."""
+        if not self.fits(len(pictures)):
+            raise self.error
+        outputs: Tensor = self.classifier(pictures.mean(dim=(2, 3)))
+        return outputs
+
+
+# as a GPU, torch's allocator on a CPU, oneDNN and Python say it
+NO_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 9 bytes. Error code 12"),
+    RuntimeError("could not create a primitive"),
+    MemoryError(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    ("fits", "reason", "tried", "best"),
+    [
+        (lambda count: False, "too little memory to measure", 0, {"float32, 1 thread"}),
+        # eight of the nine
+        (lambda count: count <= 8, "measured", 4, None),
+        (lambda count: torch.is_autocast_enabled("cpu"), "measured", 2,
+         {"bfloat16, 1 thread", "bfloat16, channels last, 1 thread"}),
+    ],
+    ids=["none", "eight", "half"],
+)  # fmt: skip
+def test_what_does_not_fit_into_memory_is_left_out(
+    fits: Callable[[int], bool], reason: str, tried: int, best: set[str] | None, error: Exception
+) -> None:
+    """The best of the ways that fit is chosen, with fewer pictures where the batch fits none; if
+    none ever does, the plain way goes on, which splits its batches, and nothing is remembered.
+    """
+    calibration = Calibration()
+    network = Small(fits, error)
+    for _ in range(2):
+        chosen = trials.choose(network, PLAN, CPU, 10_000, Batches(), calibration, threads=1)
+        assert len(chosen.seconds) == tried
+        assert all(math.isfinite(each) for each in chosen.seconds.values())
+        assert best is None or str(chosen.way) in best
+        assert chosen.reason == reason
+        reason = "measured before" if tried else reason
+
+
+def test_fewer_threads_are_compared_where_the_plain_way_does_not_fit() -> None:
+    """What they save is then a share of the best way that fits."""
+    before = torch.get_num_threads()
+    network = Small(lambda count: torch.is_autocast_enabled("cpu"), NO_MEMORY[0])
+    try:
+        torch.set_num_threads(2)
+        chosen = trials.choose(network, PLAN, CPU, 10_000, Batches(), Calibration())
+    finally:
+        torch.set_num_threads(before)
+    assert [one for one in chosen.seconds if "float32" in one] == []
+    assert [one for one in chosen.seconds if "1 thread" in one] != []
+
+
+def test_another_error_of_a_trial_is_raised() -> None:
+    """A network that cannot compute at all is not taken for one that is too large."""
+    broken = Small(lambda count: False, RuntimeError("mat1 and mat2 shapes do not fit"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        trials.choose(broken, PLAN, CPU, 10_000, Batches(), Calibration(), threads=1)

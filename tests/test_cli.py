@@ -142,6 +142,7 @@ def test_doctor_names_what_is_wrong(
         (("nightly", "--set", "epochs=-1"), "epochs=-1"),
         (("nightly", "--set", "epoch=3"), "epochs"),
         (("plan", "--set", "shrink=0.5", "--set", "recipe=scratch"), "shrink=0.5: recipe="),
+        (("plan", "--set", "unfreeze=9"), "unfreeze=9: recipe='all' has one phase"),
         (("nightly", "--set", "epochs"), "write FIELD=VALUE"),
         (("load", "/nowhere"), "/nowhere is not a folder"),
     ],

@@ -41,6 +41,8 @@ def test_a_control_learns_the_champions_snapshot_afresh(
         assert world.ask("SELECT * FROM deployments ORDER BY id") == log
         assert world.ask("SELECT count(*) FROM verdicts WHERE version_id = 3") == [(0,)]
 
+        assert world.ask("SELECT version_id, kind FROM looks") == [(3, "control")]
+
         worth = done.worth
         assert worth is not None
         assert (worth.champion_id, worth.control_id, worth.depth) == (2, 3, 1)
@@ -84,7 +86,7 @@ def test_a_control_learns_the_champions_snapshot_afresh(
 
 
 def test_a_control_by_another_plan(story: Story) -> None:
-    """Single fields may be changed; a start that the recipe would ignore is refused."""
+    """Single fields may be changed; a start or a field that has no effect is refused."""
     with worlds.rows_of(story.done) as world, worlds.inside(world):
         plan, parent = afresh(
             beginning(2), {"epochs": 3, "augmentation": {"rotation": 5}}, None
@@ -94,8 +96,18 @@ def test_a_control_by_another_plan(story: Story) -> None:
         assert parent is None
         with pytest.raises(BadPlan, match="recipe='scratch': it starts at random"):
             afresh(beginning(2), {}, 1)
-        with pytest.raises(BadPlan, match="epoch"):
-            control(changes={"epoch": 3})
+        for changes, said in (
+            ({"epoch": 3}, "'epoch' is no field"),
+            ({"unfreeze": 2}, "unfreeze=2: recipe='scratch' has one phase"),
+            ({"targeted": True}, "targeted=True: only a night's pictures"),
+        ):
+            with pytest.raises(BadPlan, match=said):
+                control(changes=changes)
+        # what the lineage's own plan ignores was not asked for now
+        begun = beginning(2)
+        older = replace(begun.first, plan=begun.first.plan | {"unfreeze": 2, "targeted": True})
+        plan, _ = afresh(replace(begun, first=older), {"epochs": 3}, None)
+        assert (plan.unfreeze, plan.targeted, plan.epochs) == (2, True, 3)
 
 
 def test_without_a_lineage_there_is_nothing_to_compare(story: Story) -> None:

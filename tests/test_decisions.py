@@ -18,6 +18,7 @@ from worlds import FREE, Story, World
 
 from flows import screens
 from flows.cli import app
+from flows.nightly import nightly
 from infra.database import Busy, run_lock
 from infra.embedded import Addresses
 from records import deployments, runs
@@ -27,7 +28,7 @@ from tasks import benchmark, promotion
 from tasks.benchmark import BENCHMARK
 from tasks.loading import load_folder
 from tasks.promotion import judge
-from vision.gate import SinceAnchor
+from vision.gate import BadLimits, SinceAnchor
 from vision.network import BadCheckpoint
 
 STRICT = replace(worlds.LIMITS, latency_seconds=1e-6, gap_bound=0.5)
@@ -170,6 +171,20 @@ def test_a_benchmark_that_changed_is_answered_again(story: Story) -> None:
         world.check()
 
 
+def test_an_approval_judges_against_the_champion_of_now(story: Story) -> None:
+    """Refused beside version 1, it is approved beside the control version that serves since."""
+    with refused(story) as world:
+        world.act(MADE.format("control"))
+        [(control,)] = world.ask("SELECT id FROM versions WHERE purpose = 'control'")
+        lenient = {"latency_seconds": 60, "gap_bound": 1}
+        assert promotion.adopt(control, lenient, "Zoë", "afresh").deployment_id
+        assert promotion.approve(2, "Zoë", "it was judged beside version 1").deployment_id
+        verdicts = world.ask("SELECT version_id, champion_id FROM verdicts ORDER BY id")
+        assert verdicts[-2:] == [(control, 1), (2, control)]
+        assert champion(world) == 2
+        world.check()
+
+
 # reject
 
 
@@ -178,6 +193,9 @@ def test_a_rejected_version_serves_only_by_an_approval(story: Story) -> None:
     with refused(story) as world:
         with pytest.raises(NotDeployable, match="regraft rollback"):
             regraft("reject", "1", "--why", "x")
+        for words in (("--why", " "), ("--why", "x", "--by", "")):
+            with pytest.raises(NotDeployable, match="--by NAME --why TEXT"):
+                regraft("reject", "2", *words)
         code, told = regraft("reject", "2", "--why", "every lynx is a cat", "--by", "Zoë")
         assert (code, told["version_id"]) == (0, 2)
         with world.transaction() as session:
@@ -214,7 +232,7 @@ def test_a_rollback_repeats_every_answer_and_appends_once(story: Story) -> None:
             before = deployments.since_anchor(session)
         code, told = regraft("rollback", "--why", "it is wrong about rings")
         assert (code, told["version_id"], champion(world)) == (0, 1, 1)
-        assert "repeated its 30 answers" in told["reason"]
+        assert "of benchmark version 2 it repeated its 30 answers" in told["reason"]
         with world.transaction() as session:
             assert deployments.since_anchor(session) == SinceAnchor()
         with pytest.raises(NotDeployable, match="version 1 was the first to serve"):
@@ -247,6 +265,57 @@ def test_a_rollback_to_what_has_changed_is_refused(story: Story) -> None:
         assert champion(world) == 2
 
 
+ELSEWHERE = (
+    """UPDATE evaluations SET runtime = '{"engine": "abacus", "device": "cpu"}'
+       WHERE version_id = 1""",
+    """UPDATE answers SET confidence = 0.9 * confidence + 0.1 / 3,
+           top_confidences = ARRAY(SELECT (0.9 * c + 0.1 / 3)::real FROM unnest(top_confidences) c),
+           label_confidence = CASE WHEN label = ANY (top_labels)
+                              THEN 0.9 * label_confidence + 0.1 / 3 ELSE 0 END
+       WHERE evaluation_id IN (SELECT id FROM evaluations WHERE version_id = 1)""",
+)
+OTHER_CLASSES = """
+    UPDATE answers SET predicted = top_labels[2],
+        top_labels = ARRAY[top_labels[2], top_labels[1], top_labels[3]],
+        label_confidence = CASE label WHEN top_labels[1] THEN top_confidences[2]
+                           WHEN top_labels[2] THEN top_confidences[1] ELSE label_confidence END
+    WHERE evaluation_id IN (SELECT id FROM evaluations WHERE version_id = 1)
+      AND sha256 IN (SELECT sha256 FROM benchmark_images ORDER BY sha256 LIMIT {})
+"""
+
+
+def test_a_rollback_does_not_need_the_machine_that_recorded(story: Story) -> None:
+    """In another runtime the class of nearly every answer must be the same, and that is said."""
+    with worlds.rows_of(story.done) as world, worlds.inside(world):
+        world.act(*ELSEWHERE, OTHER_CLASSES.format(2))
+        with pytest.raises(NotDeployable, match="2 of 30 images with another class than was rec"):
+            promotion.roll_back(None, "Zoë", "an emergency")
+        assert champion(world) == 2
+        world.act(OTHER_CLASSES.format(1))  # turns it back
+        done = promotion.roll_back(None, "Zoë", "an emergency")
+        assert "answered 29 of 30 images with the recorded class" in done.reason
+        assert "another runtime" in done.reason
+        assert champion(world) == 1
+
+
+def test_no_night_undoes_a_rollback(story: Story) -> None:
+    """Found again on a grown benchmark, what was rolled back is judged and stays where it is."""
+    with worlds.twin(story.done) as world:
+        regraft("rollback", "--by", "Zoë", "--why", "it is wrong about rings")
+        with tempfile.TemporaryDirectory() as scratch:
+            more = nights.draw(Path(scratch), (worlds.NEW_CLASS,), images=2, seed=2000)
+            load_folder(more, BENCHMARK)
+            benchmark.grow("Zoë", "more of it")
+        outcome = nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS)
+        assert (outcome.state, outcome.version_id, champion(world)) == ("refused", 2, 1)
+        assert "until Zoë let version 1 serve in its place" in outcome.reason
+        assert "it is wrong about rings" in outcome.reason
+        assert nightly(plan=worlds.SECOND_PLAN, limits=worlds.LIMITS).state == "skipped"
+        assert promotion.approve(2, "Zoë", "it was right after all").deployment_id
+        assert champion(world) == 2
+        world.check()
+
+
 # adopt
 
 
@@ -257,11 +326,16 @@ def test_a_control_version_serves_by_adoption(story: Story) -> None:
         [(control,)] = world.ask("SELECT id FROM versions WHERE purpose = 'control'")
         with pytest.raises(NotDeployable, match=f"regraft adopt {control}"):
             promotion.approve(control, "Zoë", "never judged")
-        slow = promotion.adopt(control, STRICT, "Zoë", "from scratch is as good")
-        assert slow.deployment_id is None
-        assert f"`regraft approve {control}` would override it" in slow.reason
-        done = promotion.adopt(control, worlds.LIMITS, "Zoë", "from scratch is as good")
-        assert (done.kind, champion(world)) == ("adoption", control)
+        words = ("adopt", str(control), "--why", "from scratch is as good")
+        code, slow = regraft(*words, "--limit", "latency_seconds=1e-6")
+        assert (code, slow["deployment_id"]) == (3, None)
+        assert f"`regraft approve {control}` would override it" in slow["reason"]
+        with pytest.raises(BadLimits, match="'latency' is no limit: known are margin"):
+            regraft(*words, "--limit", "latency=1")
+        code, done = regraft(*words)
+        assert (code, done["kind"], champion(world)) == (0, "adoption", control)
+        limits = "SELECT limits FROM verdicts ORDER BY id DESC LIMIT 1"
+        assert world.ask(limits) == world.ask("SELECT limits FROM verdicts WHERE id = 2")
         assert world.ask("SELECT parent_id FROM versions WHERE id = :id", id=control) == [(None,)]
         looks = world.ask("SELECT count(*) FROM verdicts WHERE benchmark_version = 2")
         with world.transaction() as session:

@@ -34,6 +34,7 @@ from infra.database import Database, run_lock
 from infra.storage import Storage
 from records import runs
 from records.deployments import champion
+from vision.gate import Limits
 from vision.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,8 +276,15 @@ def test_parameters_are_read_from_json() -> None:
     assert read["limits"].retired_classes == ("okapi",)
     again = nightly.validate_parameters({"plan": nights.TINY_PLAN.to_dict()})
     assert again["plan"] == nights.TINY_PLAN
+    limits = Limits(margin=0.02, retired_classes=("okapi",))
+    served = deployments.described(nights.TINY_PLAN, "0 2 * * *", "UTC", limits, 0.9)
+    scheduled = nightly.validate_parameters(json.loads(json.dumps(served.parameters)))
+    assert [scheduled[name] for name in ("plan", "limits", "precision")] == [
+        nights.TINY_PLAN, limits, 0.9]  # fmt: skip
     with pytest.raises(ParameterTypeError, match="epochs=0: use a whole number from 1"):
         nightly.validate_parameters({"plan": {"epochs": 0}})
+    with pytest.raises(ParameterTypeError, match="unfreeze=9: recipe='all' has one phase"):
+        nightly.validate_parameters({"plan": {"unfreeze": 9}})
     with pytest.raises(ParameterTypeError, match="epoch: Unexpected"):
         nightly.validate_parameters({"plan": {"epoch": 2}})
 

@@ -1,5 +1,6 @@
 """The head phase on features computed once: the same head, from far fewer passes."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from processes import NAMES, PLAN, examples, fill
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vision import runtime, trials
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
 from vision.features import split
-from vision.fitting import Epoch, Examples, batches, fit, rate_factor
-from vision.network import build, head, head_dropouts, normalisation
+from vision.fitting import Epoch, Examples, batches, fit, rate_factor, resolved
+from vision.network import build, head, head_dropouts, normalisation, save
 from vision.plan import Plan
 from vision.prediction import Gatherable
 
@@ -30,6 +32,7 @@ HEAD = replace(
 )  # fmt: skip
 # sums in another order, because pictures go through the backbone in larger batches
 ROUNDING = 1e-5
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +214,47 @@ def test_the_engine_is_the_one_that_answers_fastest_here(cache: Path, tmp_path: 
     assert machines[0] == machines[1]
 
 
+def measured(plan: Plan, path: Path) -> Calibration:
+    """A machine on which half precision trains fastest and ONNX Runtime answers fastest."""
+    network, calibration = build(plan, NAMES), Calibration(path)
+    batch = torch.zeros(plan.batch_size, 3, 32, 32), torch.zeros(plan.batch_size, dtype=torch.long)
+    trials.choose(network, plan, CPU, trials.WORTH_MEASURING, lambda: batch, calibration)
+    (key, found), = json.loads(path.read_text()).items()
+    for one in found["ways"]:
+        one["seconds"] = 0.1 if one["way"]["precision"] == "bfloat16" else 1.0
+    path.write_text(json.dumps({key: found}))
+    for engine in runtime.possible(plan, CPU):
+        speed = runtime.Speed(0.0, 1000.0 if engine.library == "onnxruntime" else 1.0)
+        calibration.keep(runtime._measurement(engine, network, plan, CPU), vars(speed))
+    return calibration
+
+
+def test_a_resolved_plan_computes_the_same_bits_without_what_was_measured(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Trained again by its resolved plan, a run goes the way that was chosen for it, features
+    included, on a machine that has forgotten its measurements; another engine computes other bits.
+    """
+    plan = replace(HEAD, epochs=18, head_epochs=17, head_views=17, precision="auto",
+                   channels_last=None)  # fmt: skip
+
+    def trained(
+        plan: Plan, name: str, calibration: Calibration | None = None
+    ) -> tuple[str, Plan]:
+        fitted = fit(build(plan, NAMES), plan, *examples(cache), tmp_path / name, "cpu",
+                     calibration=calibration)
+        settled = resolved(plan, fitted.network, fitted.machine)
+        path = tmp_path / f"{name}.safetensors"
+        return save(fitted.network, path, replace(settled, way=None), NAMES), settled
+
+    digest, settled = trained(plan, "chosen", measured(plan, tmp_path / "calibration.json"))
+    assert settled.way is not None
+    assert (settled.way.precision, settled.way.features) == ("bfloat16", "onnxruntime float32")
+    assert trained(settled, "again") == (digest, settled)
+    plain = replace(settled, way=replace(settled.way, features="eager float32"))
+    assert trained(plain, "plain")[0] != digest
+
+
 def louder(plan: Plan) -> nn.Module:
     """A network whose answers are not its classifier's alone."""
     network = build(plan, NAMES)
@@ -235,6 +279,25 @@ def test_a_head_that_is_not_the_end_learns_through_the_network(
     )
     assert torch.equal(weight(network), weight(through))
     assert [one.train_loss for one in epochs] == [one.train_loss for one in expected]
+
+
+def test_a_backbone_without_memory_takes_fewer_pictures(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The head is the same, though at most seven pictures go through the backbone at once."""
+    narrow = build(HEAD, NAMES)
+    narrow.layer3.register_forward_pre_hook(no_more_than_seven)  # type: ignore[union-attr]
+    with caplog.at_level(logging.WARNING):
+        network, _ = after_the_head_phase(HEAD, examples(cache), tmp_path / "narrow", narrow)
+    assert "7 at a time" in caplog.text
+    whole, _ = after_the_head_phase(HEAD, examples(cache), tmp_path / "whole")
+    assert apart(whole, network, HEAD) < ROUNDING
+
+
+def no_more_than_seven(_: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Be out of memory as torch is."""
+    if len(inputs[0]) > 7:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from records import evaluations, versions
 from tasks.evaluation import evaluate_again, evaluate_whole_library, settle_thresholds
 from vision.scores import (
     CALIBRATION_BINS,
+    PRECISION,
     ClassScore,
     Confusion,
     confusions,
@@ -300,7 +301,11 @@ def test_bins_of_an_evaluation_are_kept_with_it(story: Story) -> None:
     with twin_rows(story) as world:
         query = "SELECT sum(images) FROM reliability_bins"
         [(before,)] = world.ask(query)
-        evaluate_again(2)
+        looked = "SELECT version_id, kind, looked_by FROM looks"
+        assert world.ask(looked) == []
+        for person in ("Zoë", "Ada"):
+            evaluate_again(2, PRECISION, person)
+        assert world.ask(looked) == [(2, "evaluation", "Zoë")]  # twice the same figures: one look
         assert world.ask(query) == [(before,)]
         counts = world.ask("SELECT count(*) FROM reliability_bins GROUP BY evaluation_id")
         assert max(count for (count,) in counts) <= CALIBRATION_BINS

@@ -24,7 +24,6 @@ from vision.fitting import (
     Diverged,
     Epoch,
     Examples,
-    TooLarge,
     batches,
     class_weights,
     fingerprint,
@@ -33,6 +32,7 @@ from vision.fitting import (
     rate_factor,
     resolved,
 )
+from vision.memory import TooLarge
 from vision.network import (
     Loaded,
     build,
@@ -44,7 +44,7 @@ from vision.network import (
     save,
     warm_start,
 )
-from vision.plan import Augmentation, BadPlan, Plan
+from vision.plan import Augmentation, BadPlan, Plan, Way
 from vision.prediction import predict
 
 NAMES = ("disc", "ring", "stripes")
@@ -439,6 +439,22 @@ def test_out_of_memory_splits_the_batch_and_not_the_plan(
     assert losses[0][0] == pytest.approx(losses[1][0], rel=5e-3)
 
 
+def test_a_measured_machine_without_memory_splits_the_batch_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is long enough to be measured learns as well, though no trial fits."""
+    plan = replace(PLAN, precision="auto", channels_last=None, batch_norm="eval", epochs=200)
+
+    def stop(_: Epoch) -> None:
+        raise KilledError
+
+    with caplog.at_level(logging.WARNING), pytest.raises(KilledError):
+        fit(Narrow(build(plan, NAMES), 3), plan, TRAIN, VALIDATION, tmp_path, "cpu", on_epoch=stop)
+    assert "gradients of 2 images at a time" in caplog.text
+    _, facts = read_tensors((tmp_path / "resume.safetensors").read_bytes(), "state")
+    assert facts["machine"]["chosen"] == "too little memory to measure"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
 def test_a_cpu_without_memory_splits_the_batch_too(tmp_path: Path) -> None:
     """Where torch's own allocator is refused the memory of a whole batch, training ends well."""
@@ -675,7 +691,29 @@ def test_a_resolved_plan_leaves_nothing_open(tmp_path: Path) -> None:
     mean, std = normalisation(fitted.network, plan)
     assert found == replace(
         plan, mean=mean, std=std, backbone_learning_rate=plan.learning_rate / 10,
-        precision="float32", channels_last=False,
+        way=Way("float32", False, torch.get_num_threads(), features="eager float32 channels last"),
     )
     again = fit(build(found, NAMES), found, TRAIN, VALIDATION, tmp_path / "again", "cpu")
     assert fingerprint(again.network.state_dict()) == fingerprint(fitted.network.state_dict())
+    assert resolved(found, again.network, again.machine) == found
+
+
+def test_a_way_of_the_plan_is_gone_whatever_is_set(tmp_path: Path) -> None:
+    """Its threads are taken and its parts are added up, though nothing else asks for them."""
+    way = Way("bfloat16", True, 2, micro_batch=4)
+    plan = replace(PLAN, precision="auto", channels_last=None, epochs=1, warmup_epochs=0, way=way)
+    heard: list[int] = []
+    seen = Watched(build(plan, NAMES))
+    fitted = fit(seen, plan, TRAIN, VALIDATION, tmp_path, "cpu", threads=1,
+                 on_epoch=lambda _: heard.append(torch.get_num_threads()))
+    assert heard == [2]
+    assert max(map(len, seen.given)) == 4
+    assert {name: fitted.machine[name] for name in vars(way)} == vars(way)
+
+
+def test_an_engine_that_is_not_here_is_named_with_the_mend(tmp_path: Path) -> None:
+    """A plan resolved on a machine with other engines is refused before any step."""
+    plan = replace(PLAN, recipe="two-phase", epochs=4, head_epochs=2,
+                   way=Way(features="abacus float32"))
+    with pytest.raises(BadPlan, match=r"way\.features: engine 'abacus float32': .* known are"):
+        fit(build(plan, NAMES), plan, TRAIN, VALIDATION, tmp_path, "cpu")

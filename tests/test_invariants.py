@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "1: a row behind the newest": (
         ["""INSERT INTO deployments (id, version_id, purpose, previous_id, verdict_id, kind,
                 deployed_by, why) OVERRIDING SYSTEM VALUE
-            SELECT -1, version_id, 'nightly', 2, id, 'promotion', 'a test', 'back in time'
+            SELECT -1, version_id, 'nightly', 2, id, 'rollback', 'a test', 'back in time'
             FROM verdicts ORDER BY id DESC LIMIT 1"""],
         "previous_older",
     ),
@@ -209,6 +209,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
          DEPLOY.format(purpose="'nightly'", previous=NEWEST)],
         "only an approval lets it serve",
     ),
+    "1: a night that deploys what has served before": (
+        [DEPLOY.format(purpose="'nightly'", previous=NEWEST)],
+        "only a person lets it serve again",
+    ),
     "1: a control version that a night deploys": (
         [MADE.format(purpose="control"), DEPLOY.format(purpose="'control'", previous=NEWEST)],
         "ck_deployments_kind_fits_purpose",
@@ -217,9 +221,18 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [DEPLOY.format(purpose="'nightly'", previous=NEWEST).replace("'promotion'", "'adoption'")],
         "ck_deployments_kind_fits_purpose",
     ),
+    "1: a rejection without a word": (
+        ["INSERT INTO rejections (version_id, rejected_by, why) VALUES (1, 'a test', ' ')"],
+        "says_who_and_why",
+    ),
     "1: a rejection taken back": (
         ["INSERT INTO rejections (version_id, rejected_by, why) VALUES (1, 'a test', 'no')",
          "DELETE FROM rejections"],
+        "written once",
+    ),
+    "1: a look that is forgotten": (
+        ["INSERT INTO looks (benchmark_version, version_id, kind, looked_by) "
+         "VALUES (2, 1, 'evaluation', 'a test')", "DELETE FROM looks"],
         "written once",
     ),
     "1: a version that becomes throw-away later": (
@@ -357,6 +370,11 @@ REPORTED: dict[str, list[str]] = {
         "UPDATE verdicts SET champion_id = NULL WHERE version_id = 2"
     ],
     "1: a deployed version was never meant": ["UPDATE versions SET purpose = 'pretrain'"],
+    "1: a version that had served before": [
+        """INSERT INTO deployments (version_id, purpose, previous_id, verdict_id, kind, deployed_by,
+               why) SELECT version_id, 'nightly', 2, verdict_id, 'promotion', 'a test', 'again'
+           FROM deployments WHERE id = 1"""
+    ],
     "1: a version's parent is a throw-away": [
         "ALTER TABLE versions DROP CONSTRAINT ck_versions_parent_not_throwaway",
         "UPDATE versions SET purpose = 'throwaway' WHERE id = 1",

@@ -69,12 +69,14 @@ def changed(network: nn.Module, amount: float) -> nn.Module:
         ("inception_v4", "last_linear", "features.21", 19),
         ("mobilenetv2_100", "classifier", "bn2", 17),
         ("efficientnet_b0", "classifier", "bn2", 16),
+        ("vit_tiny_patch16_224", "head", "blocks.11.norm1", 12),
+        ("densenet121", "classifier", "features.norm5", 58),
     ],
 )
 def test_each_named_architecture_has_its_head_target_and_warm_start(
     architecture: str, head_name: str, target: str, count: int
 ) -> None:
-    """The four networks of the bake-off run, explain, freeze and hand on their backbone."""
+    """The networks of the bake-off, a ViT and a DenseNet run, explain, freeze and hand on."""
     plan = Plan(architecture=architecture, image_size=96, dropout=0.4)
     parent = changed(build(plan, NAMES), 1e-3)
     assert name_of(parent, head(parent)) == head_name
@@ -256,6 +258,16 @@ def test_unknown_architectures_and_arguments_are_refused_by_name() -> None:
         build(Plan(architecture="test_resnet", arguments={"pad_typ": "same"}), NAMES)
     with pytest.raises(BadPlan, match="single classifier"):
         build(Plan(architecture="levit_128s", image_size=224), NAMES)
+    for architecture, arguments, size in (
+        ("test_resnet", {"global_pool": ""}, 64),
+        ("test_efficientnet", {"global_pool": ""}, 64),
+        ("vit_tiny_patch16_224", {"img_size": 96}, 64),
+        ("inception_v4", {}, 32),
+    ):
+        plan = Plan(architecture=architecture, arguments=arguments, image_size=size)
+        with pytest.raises(BadPlan, match=f"{architecture} with .* cannot tell 3 classes") as told:
+            build(plan, NAMES)
+        assert "\n" not in str(told.value)
     for names in (("cat",), ("cat", "cat"), ("cat", ""), "cat"):
         with pytest.raises(BadPlan, match="class_names"):
             build(TINY, names)

@@ -1,6 +1,7 @@
 """Plans are checked when written, and have one digest however they were spelled."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
+from flows.run import Asked
+from vision.plan import ARCHITECTURE, LATER, Augmentation, BadPlan, Geometry, Plan, Way
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,13 @@ from vision.plan import LATER, Augmentation, BadPlan, Geometry, Plan
         ({"class_augmentation": []}, ["class_augmentation=[]"]),
         ({"class_augmentation": {"": Augmentation()}}, ["class_augmentation", "class names"]),
         ({"targeted": 1}, ["targeted=1", "True or False"]),
+        ({"way": "fast"}, ["way='fast'", "use a Way"]),
+        ({"way": {"thread": 2}}, ["'thread'", "'threads'"]),
+        ({"way": {"threads": 0}}, ["threads=0", "1 to"]),
+        ({"way": {"micro_batch": 0}}, ["micro_batch=0", "1 to"]),
+        ({"way": {"features": ""}}, ["features=''"]),
+        ({"way": {}, "precision": "bfloat16"}, ["precision='bfloat16'", "float32", "leave way"]),
+        ({"way": {}, "channels_last": True}, ["channels_last=True", "False", "leave way"]),
         ({"learning_rat": 1e-3}, ["'learning_rat'", "'learning_rate'"]),
         ({"zzz": 1}, ["'zzz'", "architecture"]),
     ],
@@ -89,6 +98,54 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"class_weights": "none", "effective_beta": 0.5}, ["effective_beta=0.5", "'none' has no"]),
+        ({"effective_beta": 0.9}, ["effective_beta=0.9", "class_weights='effective-number'"]),
+        ({"unfreeze": 9}, ["unfreeze=9", "recipe='all' has one phase", "recipe='two-phase'"]),
+        ({"recipe": "scratch", "head_epochs": 3}, ["head_epochs=3", "recipe='scratch'"]),
+        ({"recipe": "inherit", "head_views": None}, ["head_views=None", "recipe='inherit'"]),
+        ({"recipe": "two-phase", "mixup": 0.2, "head_views": 7}, ["head_views=7", "leave it out"]),
+        ({"recipe": "two-phase", "cutmix": 1, "head_views": 1}, ["head_views=1", "mixup or cut"]),
+    ],
+)  # fmt: skip
+def test_what_a_plan_would_ignore_is_refused_and_what_is_stored_is_read(
+    values: dict[str, Any], words: list[str]
+) -> None:
+    """A field without effect is one line for whoever asks, here and on Prefect's pages.
+
+    Stored before it was refused, it is the plan that it was, down to its digest.
+    """
+    stored = Plan.from_dict(values)
+    assert Plan.from_dict(stored.to_dict()).digest() == stored.digest()
+    assert set(stored.ignored()) <= set(values)
+    assert stored.heeded(asked=["epochs"]) == stored
+    with pytest.raises(BadPlan) as caught:
+        stored.heeded()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+    with pytest.raises(ValidationError, match=re.escape(words[0])):
+        TypeAdapter(Asked).validate_python(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"recipe": "two-phase", "unfreeze": 9, "head_epochs": 3, "head_views": 9},
+        {"recipe": "two-phase", "head_views": None, "mixup": 0.2},
+        {"recipe": "two-phase", "mixup": 0.2, "cutmix": 1.0},
+        {"class_weights": "effective-number", "effective_beta": 0.5},
+        {"recipe": "scratch", "head_epochs": 5},
+    ],
+)
+def test_what_a_plan_heeds_may_be_asked_for(values: dict[str, Any]) -> None:
+    """A field at its default, or one that has an effect, is nothing to complain about."""
+    assert Plan.from_dict(values).heeded() == TypeAdapter(Asked).validate_python(values)
 
 
 def test_no_mapping_is_no_plan() -> None:
@@ -105,6 +162,7 @@ def test_a_plan_survives_json() -> None:
         arguments={"pad_type": "same"}, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.5),
         augmentation=Augmentation(blur=0.1), most=None,
         class_augmentation={"okapi": Augmentation(rotation=30)}, targeted=True,
+        way=Way("bfloat16", True, 2, features="eager float32"),
     )
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
@@ -124,7 +182,7 @@ def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
 
 def test_every_field_says_what_it_means() -> None:
     """No field is left unexplained, in the list that people print and on Prefect's pages."""
-    for cls in (Plan, Augmentation):
+    for cls in (Plan, Augmentation, Way):
         assert [one.name for one in fields(cls) if not one.metadata.get("description")] == []
     told = {name: (value, meaning) for name, value, meaning in Plan(dropout=0.4).told()}
     assert set(told) > {one.name for one in fields(Plan)}
@@ -137,12 +195,13 @@ def test_every_field_says_what_it_means() -> None:
 
 def test_a_plan_of_before_is_the_same_plan() -> None:
     """Stored without the fields that came later, a plan is read, and has the digest it had."""
-    stored = Plan().to_dict()
+    first = Plan("mobilenetv2_100")  # it named the network that is left open today
+    stored = first.to_dict()
     for name in LATER:
         group, _, inner = name.rpartition(".")
         del (stored[group] if group else stored)[inner]
     old = Plan.from_dict(stored)
-    assert old == Plan()
+    assert old == first
     # what the first version of this program stored with it
     assert old.digest() == "44f17d7d2a05069b33b12e9bbdf557ab7b2ed266859cc72d609c4eaf5ff4c6dd"
     assert len({old.digest(), Plan(ema_decay=0.0).digest(), Plan(mixup=0.1).digest()}) == 3
@@ -179,13 +238,27 @@ def test_geometry_tells_what_is_stored() -> None:
     assert Geometry(224, 0.875, "bicubic").name != geometry.name
 
 
+def test_an_open_network_is_the_parents() -> None:
+    """With it come its arguments and how its pictures are cut, unless the plan says otherwise."""
+    parent = Plan("resnet18", arguments={"pad_type": "same"}, image_size=96, crop=1.0,
+                  interpolation="bicubic", epochs=7)  # fmt: skip
+    same = Plan("resnet18", arguments={"pad_type": "same"}, image_size=96, crop=1.0,
+                interpolation="bicubic")  # fmt: skip
+    assert Plan().settled(parent) == same
+    assert Plan(image_size=224).settled(parent).image_size == 224
+    assert Plan().settled() == Plan(ARCHITECTURE)
+    named = Plan("resnet50")
+    assert named.settled(parent) == named.settled() == named
+
+
 def test_a_flow_parameter_is_validated_like_a_plan() -> None:
     """Pydantic, through which flows get their parameters, accepts and refuses the same."""
     adapter = TypeAdapter(Plan)
     plan = Plan(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
-                class_augmentation={"okapi": Augmentation(rotation=30)})  # fmt: skip
+                class_augmentation={"okapi": Augmentation(rotation=30)}, way=Way())  # fmt: skip
     assert adapter.validate_python(json.loads(json.dumps(asdict(plan)))) == plan
-    for bad in ({"epochs": 0}, {"learning_rat": 1}, {"augmentation": {"rotate": 1}}):
+    for bad in ({"epochs": 0}, {"learning_rat": 1}, {"augmentation": {"rotate": 1}},
+                {"way": {"thread": 1}}):
         with pytest.raises(ValidationError):
             adapter.validate_python(bad)
 

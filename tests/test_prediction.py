@@ -11,6 +11,7 @@ import torch
 
 from vision.answers import BadAnswers
 from vision.augmentation import centre
+from vision.memory import TooLarge
 from vision.network import build, head, normalisation
 from vision.plan import Plan
 from vision.prediction import Forward, _best, ahead, device_named, latency, predict, standardised
@@ -126,6 +127,44 @@ def test_what_computes_may_be_another_engine() -> None:
                       forward=Forward(forward))
     assert set(answers.predicted) == {"emu"}
     assert asked == [4, 4, 3]
+
+
+def test_answers_that_find_no_memory_are_computed_in_parts(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    """Batches are halved until they fit, once for all, and the answers are the same."""
+    expected = predict(network(), NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu")
+    seen: list[int] = []
+    for room, error in ((3, torch.OutOfMemoryError("CUDA out of memory")),
+                        (1, RuntimeError("could not create a primitive"))):  # fmt: skip
+        def crowded(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            seen.append(len(inputs[0]))
+            if len(inputs[0]) > room:  # noqa: B023  (called within the same turn)
+                raise error  # noqa: B023
+
+        seen.clear()
+        narrow = network()
+        narrow.blocks.register_forward_pre_hook(crowded)  # type: ignore[union-attr]
+        answers = predict(narrow, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu", batch_size=8)
+        assert answers.predicted == expected.predicted
+        assert np.allclose(answers.confidences, expected.confidences, atol=1e-5)
+        assert len([one for one in seen if one > room]) == {3: 2, 1: 3}[room]
+    assert "2 at a time" in caplog.text
+
+
+def test_a_picture_that_does_not_fit_is_one_line_with_the_mend() -> None:
+    """Where not even one can be answered the mend is named; another error stays what it is."""
+    for error, raised, said in (
+        (MemoryError("no more"), TooLarge, r"not even one picture .*\(no more\): use a smaller"),
+        (RuntimeError("mat1 and mat2"), RuntimeError, "^mat1 and mat2$"),
+    ):
+        def full(*_: object) -> None:
+            raise error  # noqa: B023  (called within the same turn)
+
+        narrow = network()
+        narrow.register_forward_pre_hook(full)
+        with pytest.raises(raised, match=said):
+            predict(narrow, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu")
 
 
 def test_batches_answered_at_once_keep_their_order() -> None:

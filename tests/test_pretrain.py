@@ -181,6 +181,10 @@ def refusing(fresh: World) -> Iterator[World]:
     ("parameters", "error", "said"),
     [
         ({"sets": []}, BadPlan, "name at least one set"),
+        (
+            {"sets": STAGES, "plan": replace(PLAN, targeted=True)},
+            BadPlan, "targeted=True: only a night's pictures",
+        ),
         ({"sets": ["labelled/"]}, BadSet, "belongs to the library"),
         ({"sets": ["benchmark/ring"]}, BadSet, "belongs to the benchmark"),
         ({"sets": ["s3://other/x"]}, BadSet, "this is an address"),

@@ -92,6 +92,12 @@ DAMAGES: dict[str, tuple[list[str], str, str]] = {
          "UPDATE versions SET latency_seconds = 'NaN' WHERE id = 1"],
         "latency", "version 1 has no usable latency",
     ),
+    "far slower than a champion of another processor that was timed beside it": (
+        [FREE,
+         """UPDATE versions SET machine = machine || '{"processor": "abacus"}' WHERE id = 1""",
+         "UPDATE versions SET latency_seconds = 59 WHERE id = 2"],
+        "latency", "times champion version 1's, 1000 times allowed",
+    ),
     "no validation accuracy": (
         ["UPDATE versions SET validation_accuracy = NULL WHERE id = 2"], "gap", "version 2",
     ),

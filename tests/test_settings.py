@@ -56,6 +56,7 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("THREADS", "0.5"),
         ("PROCESSES", "0"),
         ("PROCESSES", "all"),
+        ("COMMIT", "main"),
         ("CACHE_GIGABYTES", "nan"),
         ("CACHE_GIGABYTES", "inf"),
         ("CACHE_GIGABYTES", "-1"),

@@ -2,24 +2,27 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import worlds
 from worlds import BROKEN, Story, World
 
+from flows.nightly import nothing_new
 from infra.embedded import Addresses
 from records import objects, runs, versions
 from tasks import checkpoints, pixels
 from tasks.pixels import Sources
 from tasks.snapshot import freeze_snapshot, read
-from tasks.training import HOPELESS, train_version, write_candidate
+from tasks.training import HOPELESS, machine, train_version, trained_by, write_candidate
 from vision import network as networks
-from vision.fitting import CPU_WITHOUT_MEMORY, Diverged
+from vision.fitting import Diverged
+from vision.memory import CPU_WITHOUT_MEMORY
 from vision.network import BadCheckpoint
 from vision.plan import BadPlan, Plan
 
@@ -127,7 +130,7 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     assert {"processor", "libraries", "threads", "precision", "commit"} <= set(machine)
     assert Plan.from_dict(plan) == worlds.SECOND_PLAN
     open_ones = {name for name, value in plan.items() if value is None}
-    decided = {"mean", "std", "backbone_learning_rate", "channels_last"}
+    decided = {"mean", "std", "backbone_learning_rate", "way"}
     assert decided <= open_ones
     assert {name for name, value in stored["plan"].items() if value is None} == open_ones - decided
     assert stored["kept_classes"] == []  # a fresh head
@@ -138,6 +141,73 @@ def test_what_trained_it_is_stored(story: Story) -> None:
     numbers = world.ask("SELECT number FROM epochs WHERE version_id = 2 ORDER BY number")
     assert numbers == [(n + 1,) for n in range(worlds.SECOND_PLAN.epochs)]
     assert list((world.folder / "training").iterdir()) == []
+
+
+def test_a_plan_of_before_is_trained_shown_and_compared(
+    story: Story, terminal: Callable[..., str]
+) -> None:
+    """A stored plan with fields that have no effect, which nobody may ask for now, stays whole."""
+    ignored: dict[str, Any] = {"unfreeze": 9, "effective_beta": 0.5}
+    older = replace(worlds.SECOND_PLAN, epochs=1, **ignored)
+    with after_two_nights(story) as (world, run_id, snapshot):
+        found = write_candidate.fn(run_id, "control", snapshot, older, 2)
+        train_version.fn(run_id, found)
+        [(plan, digest, stored)] = world.ask(
+            "SELECT plan, plan_digest, resolved FROM versions WHERE id = :v", v=found
+        )
+        assert (Plan.from_dict(plan), digest) == (older, older.digest())
+        assert stored["plan"].items() >= ignored.items()
+        assert checkpoints.load(found).plan.unfreeze == 9
+        assert "test_resnet" in terminal("show", str(found))
+
+        world.act(
+            worlds.FREE, "UPDATE runs SET plan = plan || '{\"unfreeze\": 9}'::jsonb WHERE id = 2"
+        )
+        again = replace(worlds.SECOND_PLAN, unfreeze=9)
+        told = nothing_new(snapshot, again, worlds.LIMITS, 2, 2)
+        assert told is not None
+        assert "serves already" in told
+
+
+def test_the_commit_is_gits_or_what_the_image_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no checkout can be asked, it is the setting; libraries are all that computed."""
+    monkeypatch.setenv("REGRAFT_COMMIT", "0123abc-dirty")
+    machine.cache_clear()
+    asked = machine()["commit"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    machine.cache_clear()
+    try:
+        assert machine()["commit"] == "0123abc-dirty"
+        assert asked is not None
+        assert asked != "0123abc-dirty"
+        monkeypatch.delenv("REGRAFT_COMMIT")
+        machine.cache_clear()
+        assert machine()["commit"] is None
+    finally:
+        machine.cache_clear()
+    plain, other = (trained_by({"features": name, "threads": 1})
+                    for name in ("eager float32", "onnxruntime float32"))  # fmt: skip
+    assert other["threads"] == 1
+    assert set(other["libraries"]) - set(plain["libraries"]) == {"onnxruntime"}
+    assert set(trained_by({})["libraries"]) == set(plain["libraries"])
+
+
+def test_trained_again_by_its_resolved_plan_a_version_has_the_same_bytes(story: Story) -> None:
+    """Snapshot, parent and the stored plan with nothing left open give the same checkpoint."""
+    with after_two_nights(story) as (world, run_id, snapshot):
+        with world.transaction() as session:
+            before = versions.get(session, 2)
+        assert before.resolved is not None
+        plan = Plan.from_dict(before.resolved["plan"])
+        candidate = write_candidate.fn(run_id, "control", snapshot, plan, before.parent_id)
+        assert candidate != 2
+        train_version.fn(run_id, candidate)
+        with world.transaction() as session:
+            after = versions.get(session, candidate)
+    assert after.checkpoint_digest == before.checkpoint_digest
+    assert after.resolved == before.resolved
 
 
 def closed(

@@ -34,9 +34,9 @@ from vision.fitting import (
     Examples,
     Fitted,
     SmallerParts,
-    TooLarge,
     fit,
 )
+from vision.memory import TooLarge
 from vision.network import BadCheckpoint, class_names_of, load, save
 from vision.pixels import NotCached, Pixels
 from vision.plan import BadPlan, Plan

@@ -5,7 +5,6 @@ from the plan's seed and the epoch's number, so a run that was killed and resume
 same bits as one that was not.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -13,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +25,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import v2
 
-from vision import runtime
+from vision import memory, runtime
 from vision.augmentation import augment, seeds_of
 from vision.calibration import Calibration
 from vision.features import AT_ONCE, Features, Pictures, split
+from vision.memory import InParts, TooLarge
 from vision.network import (
     BadCheckpoint,
     class_names_of,
@@ -43,7 +43,7 @@ from vision.network import (
     write_tensors,
 )
 from vision.pixels import Pixels
-from vision.plan import Plan, Schedule
+from vision.plan import BadPlan, Plan, Schedule, Way
 from vision.prediction import (
     Gatherable,
     ahead,
@@ -60,19 +60,10 @@ from vision.trials import choose, compiled
 
 logger = logging.getLogger(__name__)
 
-# names of glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 RESUME_FILE = "resume.safetensors"
 VALIDATION_BATCH = 64
 # steps between two looks at the loss on a GPU, because each look waits for it
 LOOK_EVERY = 50
-# of torch's allocator on Linux and macOS, of the same on Windows, and of oneDNN, which gives no
-# reason: where it has another one, the smallest part fails as well, and its words are told
-CPU_WITHOUT_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
-    "could not create a primitive", "could not execute a primitive",
-    "could not create a memory object",
-)
 PhaseName = Literal["all", "head", "blocks"]
 
 
@@ -82,10 +73,6 @@ class Diverged(RuntimeError):
 
 class BadExamples(ValueError):
     """Examples that cannot be trained on; the message names the class or count."""
-
-
-class TooLarge(RuntimeError):
-    """Not even the smallest part of a batch fits into the memory."""
 
 
 class SmallerParts(RuntimeError):
@@ -136,8 +123,7 @@ class Epoch:
 class Fitted:
     """The trained network, all its epochs (those before a resume too) and what the machine chose.
 
-    machine: device, precision, channels_last, threads, compiled, torch, timm, micro_batch and how
-    they came; features: the engine that computed those of the head phase, if any did.
+    machine: all fields of `Way` and how they came, device, torch, timm, processes.
     """
 
     network: nn.Module
@@ -227,7 +213,7 @@ def fit(
     """
     place = device_named(device)
     calibration = calibration or Calibration()
-    keep_freed_memory()
+    memory.keep_freed()
     identity = _identity(network, plan, train, validation, place)
     state = ranks.first(lambda: _read_state(workdir / RESUME_FILE, identity))
     with (
@@ -278,35 +264,16 @@ def _threads_given_back() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free, for this process; elsewhere nothing happens.
-
-    By default it hands large blocks back to the system and asks for them anew at every step, and
-    the system fills them with zeros each time: 42 against 49 images/s for MobileNetV2 at 160
-    pixels on two cores. The price is that memory stays at its peak until the process ends.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-        mallopt(parameter, value)
-
-
-def _release_freed_memory() -> None:
-    """Hand back what `keep_freed_memory` kept: not all that is needed next comes out of it."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # another C library
-        return
-
-
 def resolved(plan: Plan, network: nn.Module, machine: Mapping[str, Any]) -> Plan:
-    """The plan with all filled in that it left to its parent, its network and the machine."""
+    """The plan with all filled in that it left to its parent, its network and the machine.
+
+    What the machine chose stands in `way` alone: answers have an engine of their own, and only
+    `precision` and `channels_last` bind that.
+    """
     mean, std = normalisation(network, plan)
     return replace(
         plan, mean=mean, std=std, backbone_learning_rate=phases(plan)[-1].backbone_rate,
-        precision=machine["precision"], channels_last=machine["channels_last"],
+        way=Way(**{one.name: machine[one.name] for one in fields(Way) if one.name in machine}),
     )
 
 
@@ -467,7 +434,6 @@ def _choose(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "timm": timm.__version__,
-        "micro_batch": setting.micro_batch,
     }
 
 
@@ -498,14 +464,19 @@ def _on_features(
         return None
     backbone, alone = parts
     views, count, waits = min(plan.head_views, phase.last), len(setting.order), _waits(setting)
-    if "features" not in machine:  # a resumed run goes on with the engine that it began with
+    # a resumed run goes on with the engine that it began with
+    if machine.get("features") is None:
         pictures = views * count + len(setting.validation.images)
         machine["features"] = setting.ranks.first(lambda: runtime.choose(
             setting.network, plan, device, pictures, calibration
         ).name)
-    engine = runtime.named(machine["features"])
+    try:
+        engine = runtime.named(machine["features"])
+        compute = runtime.ready_backbone(engine, backbone, plan, device, AT_ONCE)
+    except runtime.NoEngine as error:
+        raise BadPlan(f"way.features: {error}") from None
     features = Features(
-        runtime.ready_backbone(engine, backbone, plan, device, AT_ONCE),
+        InParts(compute),
         Pictures(bent, count, waits), Pictures(centres, len(setting.validation.images), waits),
         views, workdir, device, setting.ranks,
     )
@@ -719,7 +690,7 @@ def _step(
             loss, right = _gradients(setting, batch, labels, own)
             break
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not memory.out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # here, where the error no longer holds on to what it was raised among
@@ -782,18 +753,6 @@ def _mixed_precision(setting: Setting) -> AbstractContextManager[object]:
     return autocast(setting.device, setting.bfloat16)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a step found no memory; on a CPU torch has no error of its own for it.
-
-    Where the system promises more memory than it has, as Linux does by default, it kills the
-    process instead, and nobody can answer that.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and any(words in said for words in CPU_WITHOUT_MEMORY)
-
-
 def _halve(setting: Setting, count: int, reason: str) -> None:
     tried = min(setting.micro_batch or count, count)
     smaller = tried // 2
@@ -804,10 +763,7 @@ def _halve(setting: Setting, count: int, reason: str) -> None:
                        f"even {tried} at a time ({reason}): use a smaller image_size or "
                        "architecture")
     setting.micro_batch = smaller
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        _release_freed_memory()
+    memory.release_freed()
     logger.warning("out of memory: gradients of %d images at a time are added up; the batch size "
                    "stays %d", smaller, setting.plan.batch_size)
 

@@ -14,7 +14,7 @@ The checks, by name:
   class recall, small classes, dead classes, lost classes, new classes, unproven classes
   accuracy floor                   a first version only: nobody is there to compare it with
   calibration, gap, latency        in bounds
-  rejection                        only where a person has rejected the version
+  rejection                        only where a person has rejected the version, or taken it back
 When the figures cannot be compared, the checks that compare them are not made. Of the failures a
 person may override those that `OVERRIDABLE` names, after having seen them: `overridden`.
 
@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -217,17 +217,28 @@ class Limits:
         # a list comes from JSON; frozen means frozen
         object.__setattr__(self, "retired_classes", tuple(retired))
 
+    def changed(self, changes: Mapping[str, Any]) -> "Limits":
+        """The limits with some set otherwise; raises `BadLimits` for a name that is none."""
+        known = [one.name for one in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise BadLimits(f"{name!r} is no limit: known are {', '.join(known)}")
+        return replace(self, **changes)
+
 
 @dataclass(frozen=True)
 class Repeated:
     """What the stored checkpoint, fetched, hashed and loaded again, answered a second time.
 
     images: how many of the benchmark's. apart: the largest distance of any confidence from the
-    recorded one, 0..1.
+    recorded one, 0..1. turned: how many are answered with another class. elsewhere: whether they
+    were recorded in another runtime than repeated.
     """
 
     images: int
     apart: float
+    turned: int = 0
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -258,7 +269,8 @@ class Evidence:
     training_accuracy, validation_accuracy: shares. latency_seconds: median for one image.
     latency_machine: where that was measured; None when not known.
     repeated: of a candidate; None when it was not loaded again. looks: verdicts that were given
-    on this benchmark version before. rejected: who rejected the version, when and why.
+    on this benchmark version before. rejected: who rejected the version or let another serve in
+    its place, when and why.
     """
 
     version: str

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from vision.memory import out_of_memory
 from vision.plan import BadPlan, Plan
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ def build(plan: Plan, class_names: Sequence[str], weights: Path | None = None) -
 
     weights: the file on this machine that holds those, where `plan.weights` is no path of its own.
     The random start is a function of `plan.seed`. Raises `BadPlan` for an architecture or an
-    argument that timm does not know and for what needs a parent, `BadCheckpoint` for weights that
-    do not fit.
+    argument that timm does not know, for a network that cannot answer the plan's pictures and for
+    what needs a parent, `BadCheckpoint` for weights that do not fit.
     """
     if plan.recipe == "inherit":
         raise BadPlan("recipe='inherit': there is no parent whose head could be kept; train the "
@@ -75,6 +76,7 @@ def build(plan: Plan, class_names: Sequence[str], weights: Path | None = None) -
         raise BadPlan(f"shrink={plan.shrink:g}, perturb={plan.perturb:g}: there is no parent whose "
                       "weights could be changed; leave both out of the first version's plan")
     network = _create(plan, class_names, pretrained=plan.weights == "hub")
+    _try_out(network, plan)
     if plan.weights is not None and plan.weights != "hub":
         try:
             tensors = safetensors.torch.load_file(weights or plan.weights)
@@ -91,12 +93,14 @@ def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Mod
     The head is fresh also where the number of classes happens to be the same, but for recipe
     `inherit`: there the parent's rows are kept for classes of the same name. Weights that come
     from the parent are shrunk and perturbed if the plan says so, running statistics are not. Where
-    the plan gives no mean and std, the parent's apply. Raises `BadPlan` if the plan describes
-    another network than the parent's or keeps rows of which there are none, `BadCheckpoint` if
-    more or less than the head's own tensors is new.
+    the plan gives no mean and std, or leaves the network open, the parent's apply. Raises `BadPlan`
+    if the plan describes another network than the parent's or one that cannot answer its pictures,
+    or keeps rows of which there are none, `BadCheckpoint` if more or less than the head's own
+    tensors is new.
     """
     if plan.recipe == "scratch":
         raise BadPlan("recipe='scratch': it starts at random; leave the parent out")
+    plan = plan.settled(parent.plan)
     if plan.architecture != parent.plan.architecture:
         raise BadPlan(f"architecture={plan.architecture!r}: the parent is "
                       f"{parent.plan.architecture}; use that, or recipe='scratch'")
@@ -104,6 +108,7 @@ def warm_start(parent: Loaded, plan: Plan, class_names: Sequence[str]) -> nn.Mod
         raise BadPlan(f"arguments={plan.arguments!r}: the parent was built with "
                       f"{parent.plan.arguments!r}; use those, or recipe='scratch'")
     network = _create(plan, class_names, pretrained=False)
+    _try_out(network, plan)
     theirs: Tensors = parent.network.state_dict()
     if plan.recipe == "inherit":
         _inherit_rows(network, theirs, parent.class_names, plan)
@@ -278,12 +283,16 @@ def save(network: nn.Module, path: Path, plan: Plan, class_names: Sequence[str])
     """Write a checkpoint with all that is needed to use it; returns the sha256 of its bytes.
 
     Equal weights, plan and names give equal bytes. The file appears complete or not at all.
-    Raises `BadCheckpoint` for weights that are not finite or names that are not the network's.
+    Raises `BadCheckpoint` for weights that are not finite or names that are not the network's,
+    `BadPlan` for a plan that leaves the network open.
     """
     names = _checked(class_names)
     if names != class_names_of(network):
         raise BadCheckpoint("class_names are not the network's own, in its order: use "
                             "class_names_of(network)")
+    if plan.architecture is None:
+        raise BadPlan(f"architecture=None: the network is {_name(network)}; save it with "
+                      "plan.settled(the parent's plan)")
     mean, std = normalisation(network, plan)
     tensors = {}
     for key, tensor in network.state_dict().items():
@@ -369,11 +378,11 @@ def read_tensors(body: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, A
 
 def _create(plan: Plan, class_names: Sequence[str], pretrained: bool) -> nn.Module:
     names = _checked(class_names)
-    if not timm.is_model(plan.architecture):
-        raise BadPlan(f"architecture={plan.architecture!r}: timm {timm.__version__} does not know "
-                      f"it{_nearest(plan.architecture)}")
+    if not timm.is_model(plan.timm_name):
+        raise BadPlan(f"architecture={plan.timm_name!r}: timm {timm.__version__} does not know "
+                      f"it{_nearest(plan.timm_name)}")
     arguments = {"drop_rate": plan.dropout, **plan.arguments}
-    settings = timm.get_pretrained_cfg(plan.architecture)
+    settings = timm.get_pretrained_cfg(plan.timm_name)
     if settings is not None and settings.fixed_input_size:
         arguments.setdefault("img_size", plan.image_size)
     with _seeded(plan.seed):
@@ -384,7 +393,7 @@ def _create(plan: Plan, class_names: Sequence[str], pretrained: bool) -> nn.Modu
     # networks of a fixed size take the plan's pictures only, all others those they were made for
     square = arguments.get("img_size")
     input_size = (square, square) if isinstance(square, int) else tuple(own["input_size"][1:])
-    _remember(network, Remembered(plan.architecture, names, mean, std, input_size))
+    _remember(network, Remembered(plan.timm_name, names, mean, std, input_size))
     return network
 
 
@@ -409,25 +418,46 @@ def _timm_create(
 ) -> nn.Module:
     try:
         network = timm.create_model(
-            plan.architecture, pretrained=pretrained, num_classes=classes, **arguments
+            plan.timm_name, pretrained=pretrained, num_classes=classes, **arguments
         )
     except TypeError as error:
         if "drop_rate" in str(error) and "drop_rate" in arguments:
             logger.warning("%s has no dropout of its own: dropout=%g is left out",
-                           plan.architecture, plan.dropout)
+                           plan.timm_name, plan.dropout)
             rest = {key: value for key, value in arguments.items() if key != "drop_rate"}
             return _timm_create(plan, rest, classes, pretrained)
-        raise BadPlan(f"arguments={plan.arguments!r}: {plan.architecture} does not take them "
+        raise BadPlan(f"arguments={plan.arguments!r}: {plan.timm_name} does not take them "
                       f"({error})") from None
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadCheckpoint(f"weights='hub': no weights for {plan.architecture} could be had "
+        raise BadCheckpoint(f"weights='hub': no weights for {plan.timm_name} could be had "
                             f"({line}); give a safetensors file") from None
     if not isinstance(network, nn.Module):
-        raise BadPlan(f"architecture={plan.architecture!r}: timm made no network of it")
+        raise BadPlan(f"architecture={plan.timm_name!r}: timm made no network of it")
     return network
+
+
+def _try_out(network: nn.Module, plan: Plan) -> None:
+    """Raise `BadPlan` unless it answers a picture: timm checks arguments only when they are used.
+
+    Not all of them agree with each other, with the image size and with a single classifier. What
+    finds no memory is left to training, which knows what to do about it.
+    """
+    classes = len(class_names_of(network))
+    try:
+        with _evaluating(network), torch.no_grad():
+            shape = tuple(network(torch.zeros(1, 3, plan.image_size, plan.image_size)).shape)
+        problem = None if shape == (1, classes) else f"it gives numbers of shape {shape}"
+    except Exception as error:  # whatever a layer says of what it is given
+        if out_of_memory(error):
+            return
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+    if problem:
+        raise BadPlan(f"{plan.architecture} with arguments={plan.arguments!r} and image_size="
+                      f"{plan.image_size} cannot tell {classes} classes ({problem}); change one "
+                      "of the three")
 
 
 def _shrunk(theirs: Tensor, fresh: Tensor, plan: Plan) -> Tensor:

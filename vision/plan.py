@@ -7,8 +7,8 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NoReturn
 
 # Raised whenever vision.images makes other pixels for the same geometry, so that cached ones of
@@ -24,9 +24,14 @@ Schedule = Literal["cosine", "constant"]
 # defaults must never change.
 LATER = (
     "effective_beta", "shrink", "perturb", "layer_decay", "ema_decay", "mixup", "cutmix",
-    "class_augmentation", "targeted", "head_views", "schedule",
+    "class_augmentation", "targeted", "head_views", "schedule", "way",
     "augmentation.zoom_out", "augmentation.shift", "augmentation.jpeg",
 )  # fmt: skip
+
+# What a version without a parent is made of where its plan leaves the network open; and what, left
+# at its default beside an open network, is the parent's as well.
+ARCHITECTURE = "mobilenetv2_100"
+WITH_NETWORK = ("arguments", "image_size", "crop", "interpolation")
 
 # timm keyword arguments that have a field of their own or that the class list decides.
 RESERVED_ARGUMENTS = {
@@ -113,6 +118,47 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a machine computes a training run, as far as the bits depend on it.
+
+    Raises `BadPlan`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    precision: Literal["float32", "bfloat16"] = field(default="float32", metadata=_means(
+        "numbers in which steps are computed"))
+    channels_last: bool = field(default=False, metadata=_means(
+        "whether the colours of a pixel lie side by side"))
+    threads: int = field(default=1, metadata=_means("of each process"))
+    compiled: bool = field(default=False, metadata=_means("whether the network is compiled"))
+    features: str | None = field(default=None, metadata=_means(
+        "two-phase: the engine that computes the features of the first phase; null: chosen"))
+    micro_batch: int | None = field(default=None, metadata=_means(
+        "most images whose gradients are computed at once; null: the batch"))
+
+    def __post_init__(self) -> None:
+        _choice(self, "precision", ("float32", "bfloat16"))
+        _truth(self, "channels_last")
+        _whole(self, "threads", 1, 65_536)
+        _truth(self, "compiled")
+        if self.features is not None:
+            _text(self, "features")
+        if self.micro_batch is not None:
+            _whole(self, "micro_batch", 1, 65_536)
+
+    def __str__(self) -> str:
+        words = [self.precision, *["channels last"] * self.channels_last,
+                 f"{self.threads} thread{'s' * (self.threads > 1)}", *["compiled"] * self.compiled]
+        return ", ".join(words)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Way":
+        """Read it back from JSON; unknown names are refused with the nearest known one."""
+        return cls(**_known(cls, "way", values))
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides what a training run computes.
 
@@ -122,8 +168,10 @@ class Plan:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    architecture: str = field(default="mobilenetv2_100", metadata=_means(
-        "the network, by its name in timm; a parent must have the same"))
+    architecture: str | None = field(default=None, metadata=_means(
+        "the network, by its name in timm; a parent must have the same. null: the parent's, with "
+        "its arguments, image_size, crop and interpolation where those are left at their defaults; "
+        f"without a parent {ARCHITECTURE}"))
     arguments: dict[str, Any] = field(default_factory=dict, hash=False, metadata=_means(
         "further keyword arguments of timm's create_model, such as pad_type"))
     weights: str | None = field(default=None, metadata=_means(
@@ -209,6 +257,10 @@ class Plan:
         "numbers in which steps are computed; weights stay float32; auto: the fastest here"))
     channels_last: bool | None = field(default=None, metadata=_means(
         "whether the colours of a pixel lie side by side; null: the fastest here"))
+    way: Way | None = field(default=None, metadata=_means(
+        "how steps are computed, down to threads and compilation. A resolved plan has it, so that "
+        "the same machine computes the same bits again; null: the fastest here, within precision "
+        "and channels_last"))
     augmentation: Augmentation = field(default_factory=Augmentation, metadata=_means(
         "how far training pictures are bent"))
     class_augmentation: dict[str, Augmentation] = field(
@@ -230,7 +282,8 @@ class Plan:
         self._check_contradictions()
 
     def _check_network(self) -> None:
-        _text(self, "architecture")
+        if self.architecture is not None:
+            _text(self, "architecture")
         _json_arguments(self.arguments)
         if self.weights is not None:
             _text(self, "weights")
@@ -272,6 +325,8 @@ class Plan:
         _choice(self, "precision", ("auto", "float32", "bfloat16"))
         if self.channels_last is not None:
             _truth(self, "channels_last")
+        if self.way is not None and not isinstance(self.way, Way):
+            _refuse(self, "way", "use a Way")
 
     def _check_data(self) -> None:
         if not isinstance(self.augmentation, Augmentation):
@@ -293,6 +348,7 @@ class Plan:
             _refuse(self, "weights", "recipe='scratch' starts at random; leave weights out")
         if self.recipe == "inherit" and self.weights is not None:
             _refuse(self, "weights", "recipe='inherit' starts from its parent; leave weights out")
+        self._check_way()
         self._check_shrinking()
         if self.batch_size == 1 and self.batch_norm == "train":
             _refuse(self, "batch_size", "one image has no batch statistics; use 2 or more, "
@@ -312,6 +368,14 @@ class Plan:
         elif self.warmup_epochs >= self.epochs:
             _refuse(self, "warmup_epochs", f"it must be less than epochs={self.epochs}")
 
+    def _check_way(self) -> None:
+        if self.way is None:
+            return
+        if self.precision not in ("auto", self.way.precision):
+            _refuse(self, "precision", f"way has {self.way.precision}; leave way out")
+        if self.channels_last not in (None, self.way.channels_last):
+            _refuse(self, "channels_last", f"way has {self.way.channels_last}; leave way out")
+
     def _check_shrinking(self) -> None:
         if not self.shrinks:
             return
@@ -327,6 +391,39 @@ class Plan:
             _refuse(self, name, "its head phase needs the backbone as the parent left it; use "
                     "recipe='all' or 'inherit'")
 
+    def ignored(self) -> dict[str, str]:
+        """The fields that were changed and have no effect, each with the reason.
+
+        Not refused with the other contradictions: plans that were stored are read back, and are
+        the same plan for ever.
+        """
+        reasons: dict[str, str] = {}
+        if self.recipe != "two-phase":
+            phased = ("head_epochs", "head_views", "unfreeze")
+            reasons |= dict.fromkeys(phased, f"recipe={self.recipe!r} has one phase; use "
+                                     "recipe='two-phase', or leave it out")
+        elif self.mixes and self.head_views is not None:
+            reasons["head_views"] = ("with mixup or cutmix nothing is computed once for several "
+                                     "epochs; leave it out")
+        if self.class_weights != "effective-number":
+            reasons["effective_beta"] = (f"class_weights={self.class_weights!r} has no beta; use "
+                                         "class_weights='effective-number', or leave it out")
+        usual = Plan()
+        return {
+            name: reason for name, reason in reasons.items()
+            if getattr(self, name) != getattr(usual, name)
+        }
+
+    def heeded(self, *, asked: Collection[str] | None = None) -> "Plan":
+        """The plan, for whoever asks for a training; raises `BadPlan` where it ignores a field.
+
+        asked: the fields that were asked for, where others come from a stored plan; None: all.
+        """
+        for name, reason in self.ignored().items():
+            if asked is None or name in asked:
+                _refuse(self, name, reason)
+        return self
+
     @property
     def shrinks(self) -> bool:
         """Whether the parent's weights are changed before training."""
@@ -336,6 +433,27 @@ class Plan:
     def mixes(self) -> bool:
         """Whether the pictures of a batch are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def timm_name(self) -> str:
+        """The network's name in timm; where it is open, what a version without a parent is."""
+        return self.architecture or ARCHITECTURE
+
+    def settled(self, parent: "Plan | None" = None) -> "Plan":
+        """The plan with its network named: where it is open, the parent's and what goes with it.
+
+        What the plan itself says otherwise than by default stays as it says.
+        """
+        if self.architecture is not None:
+            return self
+        if parent is None:
+            return replace(self, architecture=ARCHITECTURE)
+        usual = Plan()
+        theirs = {
+            name: getattr(parent, name)
+            for name in WITH_NETWORK if getattr(self, name) == getattr(usual, name)
+        }
+        return replace(self, architecture=parent.timm_name, **theirs)
 
     @property
     def geometry(self) -> Geometry:
@@ -363,6 +481,9 @@ class Plan:
         bent = known.get("augmentation")
         if bent is not None and not isinstance(bent, Augmentation):
             known["augmentation"] = Augmentation.from_dict(bent)
+        way = known.get("way")
+        if isinstance(way, Mapping):
+            known["way"] = Way.from_dict(way)
         own = known.get("class_augmentation")
         if isinstance(own, Mapping):
             known["class_augmentation"] = {

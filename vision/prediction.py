@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vision.answers import Answers
+from vision.memory import InParts
 from vision.network import class_names_of, normalisation
 from vision.plan import Plan
 
@@ -85,8 +86,8 @@ def predict(
     forward: what computes, made by `vision.runtime.ready` for this very network; by default
     PyTorch as it comes. batch_size: by default the most that `forward` takes. The network is moved
     to the device and left in evaluation mode. Memory grows with images x top, not with images x
-    classes. Raises ValueError for class names that are not the network's, and `BadAnswers` for a
-    network whose outputs are not numbers.
+    classes. Raises ValueError for class names that are not the network's, `BadAnswers` for a
+    network whose outputs are not numbers, `TooLarge` where no picture fits into the memory.
     """
     names = tuple(class_names)
     if names != class_names_of(network):
@@ -158,7 +159,10 @@ def logits(
 def eager(
     network: nn.Module, plan: Plan, device: torch.device, bfloat16: bool, last: bool
 ) -> Forward:
-    """The network as PyTorch runs it layer by layer; it is moved to the device and its layout."""
+    """The network as PyTorch runs it layer by layer; it is moved to the device and its layout.
+
+    Out of memory, batches are computed in parts.
+    """
     layout = torch.channels_last if last else torch.contiguous_format
     network.to(device).to(memory_format=layout).eval()
     colours = on_device(normalisation(network, plan), device)
@@ -169,7 +173,7 @@ def eager(
             outputs: Tensor = network(batch).float()
         return outputs
 
-    return Forward(forward)
+    return Forward(InParts(forward))
 
 
 def standardised(stored: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Tensor:

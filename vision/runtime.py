@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vision.calibration import Calibration, Measured
 from vision.export import OfPixels, export, export_backbone
+from vision.memory import InParts
 from vision.network import class_names_of
 from vision.plan import Plan
 from vision.prediction import Forward, autocast, bfloat16_for_answers, device_named, eager, upload
@@ -227,11 +228,11 @@ def ready(
         return replace(eager(network, plan, place, half, last), batch=batch_size)
     if engine.library == "compiled":
         whole = OfPixels(network, plan)
-        return Forward(_compiled(engine, whole, place, batch_size), batch_size)
+        return Forward(InParts(_compiled(engine, whole, place, batch_size)), batch_size)
     _refuse_absent(engine, place)
     batch_size, cores = min(PIECE, batch_size), torch.get_num_threads()
     compute = _translated(engine, network, plan, export, batch_size, cores)
-    return Forward(compute, batch_size, cores)
+    return Forward(InParts(compute), batch_size, cores)
 
 
 def ready_backbone(

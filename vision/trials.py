@@ -2,7 +2,8 @@
 
 A way is precision, memory format, threads and whether the network is compiled; never the batch
 size, which is the plan's. The plain way always takes part and wins unless another is clearly
-faster. A plan that names precision or memory format leaves only the rest to be tried.
+faster. A plan that names precision or memory format leaves only the rest to be tried, and one that
+names the way leaves nothing.
 """
 
 import copy
@@ -13,14 +14,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vision import memory
 from vision.calibration import Calibration
-from vision.plan import Plan
+from vision.plan import BadPlan, Plan, Way
 from vision.prediction import autocast
 
 log = logging.getLogger(__name__)
@@ -37,23 +39,9 @@ CLEARLY_FASTER = 1.1
 HOPELESS = 3.0
 # compiling takes a minute or two and saves up to a fifth: nothing for a run shorter than this
 WORTH_COMPILING_SECONDS = 1800.0
+TO_COMPILE = "set CXX, or install g++"
 
 Prepare = Callable[[], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Way:
-    """How the steps of a run are computed."""
-
-    precision: str
-    channels_last: bool
-    threads: int
-    compiled: bool = False
-
-    def __str__(self) -> str:
-        words = [self.precision, *["channels last"] * self.channels_last,
-                 f"{self.threads} thread{'s' * (self.threads > 1)}", *["compiled"] * self.compiled]
-        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -78,8 +66,14 @@ def choose(
     """Choose the way for a run of so many pictures, by trials or by what was measured before.
 
     `prepare` gives one training batch of the plan, float32 [B, 3, size, size] and labels [B], on
-    the device; `threads` None lets them be tried too. The network is left as it is.
+    the device; `threads` None lets them be tried too. The network is left as it is. Raises
+    `BadPlan` for a way of the plan that cannot be gone here.
     """
+    if plan.way is not None:
+        if plan.way.compiled and device.type == "cpu" and _compiler() is None:
+            raise BadPlan(f"way={plan.way}: there is no C++ compiler here; {TO_COMPILE}, or leave "
+                          "way out")
+        return Choice(plan.way, "by the plan", {})
     ways = _ways(plan, device, threads)
     plain = ways[0]
     free = len(ways) > 1 or (threads is None and plain.threads > 1 and device.type == "cpu")
@@ -99,6 +93,8 @@ def choose(
             return _unmeasured(ways, device)
         reason = "measured"
         measured = {"ways": _measure(network, ways, device, prepare, threads is None)}
+        if not measured["ways"]:
+            return Choice(plain, "too little memory to measure", {})
         calibration.keep(what, measured)
     found = {Way(**one["way"]): float(one["seconds"]) for one in measured["ways"]}
     best = _fastest(found, plain)
@@ -111,7 +107,9 @@ def choose(
 
 def _ways(plan: Plan, device: torch.device, threads: int | None) -> list[Way]:
     """Every precision and memory format that the plan leaves open, the plain way first."""
-    precisions = ["float32", "bfloat16"] if plan.precision == "auto" else [plan.precision]
+    precisions: list[Literal["float32", "bfloat16"]] = ["float32", "bfloat16"]
+    if plan.precision != "auto":
+        precisions = [plan.precision]
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         precisions = ["float32"]
     layouts = [False, True] if plan.channels_last is None else [plan.channels_last]
@@ -128,6 +126,8 @@ def _unmeasured(ways: list[Way], device: torch.device) -> Choice:
 
 def _fastest(seconds: Mapping[Way, float], plain: Way) -> Way:
     best = min(seconds, key=lambda way: seconds[way])
+    if plain not in seconds:  # the memory did not take it
+        return best
     return best if seconds[best] * CLEARLY_FASTER <= seconds[plain] else plain
 
 
@@ -136,7 +136,8 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Seconds per picture of each way, then of the best with ever fewer threads while that helps.
 
-    The plain way takes its turn in every stage, so each stage is compared on its own terms.
+    The plain way takes its turn in every stage, so each stage is compared on its own terms. Ways
+    that the memory does not take are left out; where it takes none, fewer pictures are tried.
     """
     batch, labels = prepare()
     first = ways[0]
@@ -145,20 +146,28 @@ def _measure(
     trial.seconds(first)
     affordable = MEASURING_SECONDS / (len(ways) + 2) / (ROUNDS + 1) / trial.seconds(first)
     count = min(len(batch), max(FEWEST_PICTURES, int(affordable)))
-    trial = _Trials(network, device, (batch[:count], labels[:count]))
-    found = trial.turns(ways)
+    while True:
+        trial = _Trials(network, device, (batch[:count], labels[:count]))
+        found = trial.turns(ways)
+        if found or count <= FEWEST_PICTURES:
+            break
+        count = max(FEWEST_PICTURES, count // 2)
+    if not found:
+        return []
     best = _fastest(found, first)
+    known = first if first in found else best
     fewer = best.threads
     while try_threads and device.type == "cpu" and (fewer := fewer // 2) >= 1:
         narrow = replace(best, threads=fewer)
-        again = trial.turns(dict.fromkeys((first, best, narrow)))
-        # as a share of the plain way's time in the same turns
-        found[narrow] = found[first] * again[narrow] / again[first]
+        again = trial.turns(dict.fromkeys((known, best, narrow)))
+        if not {known, best, narrow} <= again.keys():
+            break
+        # as a share of the known way's time in the same turns
+        found[narrow] = found[known] * again[narrow] / again[known]
         if _fastest({best: again[best], narrow: again[narrow]}, best) is best:
             break
         best = narrow
-    return [{"way": asdict(way), "seconds": each} for way, each in found.items()
-            if math.isfinite(each)]
+    return [{"way": asdict(way), "seconds": each} for way, each in found.items()]
 
 
 def _compiled_if_it_pays(
@@ -171,9 +180,9 @@ def _compiled_if_it_pays(
     found: dict[Way, float],
 ) -> Way:
     """The compiled way where a run of so many pictures wins back what compiling costs."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = _compiler()
     if compiler is None:
-        log.info("not compiled: there is no C++ compiler here (set CXX, or install g++)")
+        log.info("not compiled: there is no C++ compiler here (%s)", TO_COMPILE)
         return way
     compiled = replace(way, compiled=True)
     asked = {**what, "compiled": asdict(way), "compiler": compiler}
@@ -185,9 +194,14 @@ def _compiled_if_it_pays(
             trial.seconds(compiled)
             took = time.perf_counter() - begun
             again = trial.turns([way, compiled])
-            measured = {"compiling": took, "eager": again[way], "compiled": again[compiled]}
+            measured = {"compiling": None}
+            if len(again) == 2:
+                measured = {"compiling": took, "eager": again[way], "compiled": again[compiled]}
+            else:
+                log.info("not compiled: the memory does not take a whole batch")
         except Exception as error:  # of dynamo, inductor or the compiler, each its own
-            log.info("not compiled: %s", str(error).strip().splitlines()[0])
+            reason = str(error).strip() or type(error).__name__
+            log.info("not compiled: %s", reason.splitlines()[0])
             measured = {"compiling": None}
         calibration.keep(asked, measured)
     if measured["compiling"] is None:
@@ -197,6 +211,10 @@ def _compiled_if_it_pays(
     clearly = measured["compiled"] * CLEARLY_FASTER <= measured["eager"]
     log.info("compiling takes %.0f s and would save %.0f s", measured["compiling"], saved)
     return compiled if clearly and saved > 2 * measured["compiling"] else way
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 class _Trials:
@@ -210,43 +228,53 @@ class _Trials:
         self._copies: dict[tuple[bool, bool], nn.Module] = {}
 
     def turns(self, ways: Iterable[Way]) -> dict[Way, float]:
-        """Seconds per picture of each way, the fastest of its rounds.
+        """Seconds per picture of each way that the memory takes, the fastest of its rounds.
 
         They take turns, so that other work on the machine slows all of them alike; a first round
         only warms up.
         """
         fastest = dict.fromkeys(ways, math.inf)
         for turn in range(ROUNDS + 1):
-            for way in fastest:
+            for way in list(fastest):
                 if turn > 1 and fastest[way] > HOPELESS * min(fastest.values()):
                     continue
                 seconds = self.seconds(way)
-                if turn > 0:
+                if seconds == math.inf:
+                    del fastest[way]
+                elif turn > 0:
                     fastest[way] = min(fastest[way], seconds)
         return fastest
 
     def seconds(self, way: Way) -> float:
         """Seconds per picture of one step; infinite where the memory does not take it."""
-        layout = torch.channels_last if way.channels_last else torch.contiguous_format
         before = torch.get_num_threads()
         torch.set_num_threads(way.threads)
         try:
-            network = self._copy(way, layout)
-            pictures = self._pictures.contiguous(memory_format=layout)
-            self._wait()
-            start = time.perf_counter()
-            with autocast(self._device, way.precision == "bfloat16"):
-                outputs = network(pictures)
-            loss = functional.cross_entropy(outputs.float(), self._labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._wait()
-            seconds = time.perf_counter() - start
-            network.zero_grad(set_to_none=True)
-        except torch.OutOfMemoryError:
-            return math.inf
+            return self._step(way) / len(self._labels)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.out_of_memory(error):
+                raise
         finally:
             torch.set_num_threads(before)
-        return seconds / len(self._labels)
+        # here, where the error no longer holds on to what it was raised among
+        self._copies.clear()
+        memory.release_freed()
+        return math.inf
+
+    def _step(self, way: Way) -> float:
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        network = self._copy(way, layout)
+        pictures = self._pictures.contiguous(memory_format=layout)
+        self._wait()
+        start = time.perf_counter()
+        with autocast(self._device, way.precision == "bfloat16"):
+            outputs = network(pictures)
+        loss = functional.cross_entropy(outputs.float(), self._labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._wait()
+        seconds = time.perf_counter() - start
+        network.zero_grad(set_to_none=True)
+        return seconds
 
     def _copy(self, way: Way, layout: torch.memory_format) -> nn.Module:
         key = way.channels_last, way.compiled
