@@ -24,6 +24,7 @@ NAMES = frozenset(
     for name in (
         "STATE_DIR", "DATABASE_URL", "S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY",
         "S3_REGION", "CACHE_DIR", "CACHE_GIGABYTES", "DEVICE", "THREADS", "PROCESSES", "WORKERS",
+        "COMMIT",
     )
 )  # fmt: skip
 _MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic" / "versions"
