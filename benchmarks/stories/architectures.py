@@ -118,6 +118,8 @@ def play(data: Path, told: dict[str, Any]) -> None:
 
     fill(data)
     first = played(FIRST)
+    if first["state"] != "deployed":
+        raise SystemExit(f"nothing serves that a winner could be held against: {first['reason']}")
     for seed in SEEDS[len(told["bakeoffs"]):]:
         done = bakeoff(plans=[replace(plan, seed=seed) for plan in PLANS])
         told["bakeoffs"].append({
