@@ -77,6 +77,7 @@ def main() -> None:
     """Play what has not been played yet, unless only the page is wanted; then the page."""
     given = arguments(STORY, __doc__)
     told = kept()
+    refuse_others(told)
     if not given.page and "adopted" not in told:
         warn_if_busy()
         with services():
@@ -123,10 +124,11 @@ def play(data: Path, told: dict[str, Any]) -> None:
     for seed in SEEDS[len(told["bakeoffs"]):]:
         done = bakeoff(plans=[replace(plan, seed=seed) for plan in PLANS])
         told["bakeoffs"].append({
-            "seed": seed, "snapshot": done.snapshot_digest, "load": round(os.getloadavg()[1], 1),
+            "seed": seed, "plans": digests(seed), "snapshot": done.snapshot_digest,
+            "load": round(os.getloadavg()[1], 1),
             "entrants": [asdict(one) for one in done.entrants],
         })  # fmt: skip
-        refuse_different_snapshots(told)
+        refuse_others(told)
         keep(told)
         for one in done.entrants:
             print(f"seed {seed}: {one}", file=sys.stderr, flush=True)
@@ -141,10 +143,18 @@ def play(data: Path, told: dict[str, Any]) -> None:
     keep(told)
 
 
-def refuse_different_snapshots(told: dict[str, Any]) -> None:
-    """Bake-offs of two calls compare on the same images alone."""
-    if len({one["snapshot"] for one in told["bakeoffs"]}) > 1:
-        raise SystemExit(f"{PATH} has bake-offs of another snapshot: use --again")
+def refuse_others(told: dict[str, Any]) -> None:
+    """Bake-offs of several calls compare by the same plans, on the same images alone."""
+    played = told["bakeoffs"]
+    if any(one["plans"] != digests(one["seed"]) for one in played):
+        raise SystemExit(f"{PATH} has bake-offs of other plans: use --again")
+    if len({one["snapshot"] for one in played}) > 1:
+        raise SystemExit(f"{PATH} has bake-offs of several snapshots: use --again")
+
+
+def digests(seed: int) -> list[str]:
+    """Of all plans, with this seed."""
+    return [replace(plan, seed=seed).digest() for plan in PLANS]
 
 
 def played(plan: Plan) -> dict[str, Any]:
