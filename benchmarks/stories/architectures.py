@@ -145,10 +145,10 @@ def play(data: Path, told: dict[str, Any]) -> None:
 
 def refuse_others(told: dict[str, Any]) -> None:
     """Bake-offs of several calls compare by the same plans, on the same images alone."""
-    played = told["bakeoffs"]
-    if any(one["plans"] != digests(one["seed"]) for one in played):
+    so_far = told["bakeoffs"]
+    if any(one["plans"] != digests(one["seed"]) for one in so_far):
         raise SystemExit(f"{PATH} has bake-offs of other plans: use --again")
-    if len({one["snapshot"] for one in played}) > 1:
+    if len({one["snapshot"] for one in so_far}) > 1:
         raise SystemExit(f"{PATH} has bake-offs of several snapshots: use --again")
 
 
