@@ -4,9 +4,13 @@
 
 Everything is real: an embedded Postgres, S3 and Prefect of its own, images loaded into S3, a
 frozen benchmark. A first night at 64 pixels serves; then three bake-offs, one for each seed,
-train the same four architectures on one snapshot; the best is adopted on the command line.
+train the same four architectures on one snapshot; the best is adopted on the command line, and a
+night that leaves its architecture open trains on from it.
 
-Writes docs/stories/architectures.md, architectures.png and architectures.json.
+Each bake-off is kept in docs/stories/architectures.json when it ends, so that a study that was
+broken off goes on behind it. Its services are gone by then: the winner is baked off once more where
+it is not there to be adopted. Training times are worth something on a machine without other work
+alone. Writes docs/stories/architectures.md and architectures.png besides.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from benchmarks.stories.study import FOLDER, SEEDS, arguments, spread, table, wr
 from vision.plan import Augmentation, Plan
 
 STORY = "architectures"
+PATH = FOLDER / f"{STORY}.json"
 # of every five classes in the alphabet, so that it does not decide
 CLASSES_OF_FIVE = (0, 2)
 BENCHMARK_EACH = 12
+NEW_EACH = 3  # images of each class that come in for the night behind the adoption
 SIZE = 96
 WEIGHTS = "weights/"
 # Precision is set and not measured, so that the runs of all seeds are alike: depthwise convolutions
@@ -57,54 +63,114 @@ PLANS = (
 )  # fmt: skip
 # what serves before the bake-off: fewer pixels, a few epochs
 FIRST = replace(PLANS[0], image_size=64, epochs=3, seed=100)
+# what is asked for behind the adoption: neither architecture nor image size is named
+NEXT = replace(
+    COMMON, architecture=None, image_size=Plan().image_size, epochs=4, backbone_learning_rate=2e-4,
+    batch_norm="eval", precision="float32", seed=200,
+)  # fmt: skip
 WHY = "the bake-off's winner"
 
 Entrants = list[dict[str, Any]]
 
 
 def main() -> None:
-    """Play it, unless only the page is wanted; then the page."""
+    """Play what has not been played yet, unless only the page is wanted; then the page."""
     given = arguments(STORY, __doc__)
-    path = FOLDER / f"{STORY}.json"
-    if not given.page:
+    told = kept()
+    refuse_others(told)
+    if not given.page and "adopted" not in told:
+        warn_if_busy()
         with services():
-            played = play(given.data)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"facts": facts(), **played}, ensure_ascii=False) + "\n")
-    if not path.exists():
-        raise SystemExit(f"{path} is not there: leave --page out")
-    told = json.loads(path.read_text())
-    draw(told["bakeoffs"])
+            play(given.data, told)
+    if "adopted" not in told:
+        raise SystemExit(f"{PATH} has not all that was to be played: leave --page out")
+    draw(entrants(told))
     page(told)
 
 
 # --- what is played -------------------------------------------------------------------------
 
 
-def play(data: Path) -> dict[str, Any]:
-    """A night that serves, a bake-off for each seed, the adoption; JSON values."""
-    from flows.bakeoff import bakeoff, measured
-    from flows.nightly import nightly
+def kept() -> dict[str, Any]:
+    """What was played so far; JSON values."""
+    return dict(json.loads(PATH.read_text())) if PATH.exists() else {"bakeoffs": []}
+
+
+def keep(told: dict[str, Any]) -> None:
+    """Write all of it, or nothing."""
+    PATH.parent.mkdir(parents=True, exist_ok=True)
+    aside = PATH.with_suffix(".part")
+    aside.write_text(json.dumps({**told, "facts": facts()}, ensure_ascii=False) + "\n")
+    aside.replace(PATH)
+
+
+def warn_if_busy() -> None:
+    """Say it at the start where others compute as well: afterwards one's own load is in it."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cores:
+        print(f"load {load:.1f} on {cores} cores: training times will be those of a shared "
+              "machine; wait until it is idle if they are to be published",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def play(data: Path, told: dict[str, Any]) -> None:
+    """A night that serves, a bake-off for each seed that has none, the adoption, the next night."""
+    from flows.bakeoff import bakeoff
 
     fill(data)
-    first = nightly(plan=FIRST)
-    print(f"{first.state}: {first.reason}", file=sys.stderr, flush=True)
-    assert first.version_id is not None, first.reason
-    bakeoffs: list[Entrants] = []
-    for seed in SEEDS:
+    first = played(FIRST)
+    if first["state"] != "deployed":
+        raise SystemExit(f"nothing serves that a winner could be held against: {first['reason']}")
+    for seed in SEEDS[len(told["bakeoffs"]):]:
         done = bakeoff(plans=[replace(plan, seed=seed) for plan in PLANS])
-        bakeoffs.append([asdict(one) for one in done.entrants])
+        told["bakeoffs"].append({
+            "seed": seed, "plans": digests(seed), "snapshot": done.snapshot_digest,
+            "load": round(os.getloadavg()[1], 1),
+            "entrants": [asdict(one) for one in done.entrants],
+        })  # fmt: skip
+        refuse_others(told)
+        keep(told)
         for one in done.entrants:
             print(f"seed {seed}: {one}", file=sys.stderr, flush=True)
-    winner = ranked(bakeoffs)[0]
-    version = bakeoffs[0][winner]["version_id"]
-    return {
-        "first": {"reason": first.reason, "state": first.state,
-                  **asdict(measured(first.version_id))},
-        "bakeoffs": bakeoffs,
-        "adopted": said("adopt", str(version), "--why", WHY, "--by", "the bake-off's story"),
-        "log": said("log"),
-    }
+    # trained in these services, it has its figures already; else it is trained again
+    winner = PLANS[ranked(entrants(told))[0]]
+    entrant, = bakeoff(plans=[replace(winner, seed=SEEDS[0])]).entrants
+    assert entrant.version_id is not None, entrant.problem
+    adopted = said("adopt", str(entrant.version_id), "--why", WHY, "--by", "the bake-off's story")
+    load(data, "labelled/", slice(-NEW_EACH, None))
+    told |= {"first": first, "winner": asdict(entrant), "adopted": adopted, "next": played(NEXT),
+             "log": said("log")}  # fmt: skip
+    keep(told)
+
+
+def refuse_others(told: dict[str, Any]) -> None:
+    """Bake-offs of several calls compare by the same plans, on the same images alone."""
+    so_far = told["bakeoffs"]
+    if any(one["plans"] != digests(one["seed"]) for one in so_far):
+        raise SystemExit(f"{PATH} has bake-offs of other plans: use --again")
+    if len({one["snapshot"] for one in so_far}) > 1:
+        raise SystemExit(f"{PATH} has bake-offs of several snapshots: use --again")
+
+
+def digests(seed: int) -> list[str]:
+    """Of all plans, with this seed."""
+    return [replace(plan, seed=seed).digest() for plan in PLANS]
+
+
+def played(plan: Plan) -> dict[str, Any]:
+    """A night: how it ended, the figures of its version, and what that was trained from."""
+    from flows.bakeoff import measured
+    from flows.nightly import nightly
+    from infra import database
+    from records import versions
+
+    done = nightly(plan=plan)
+    print(f"{done.state}: {done.reason}", file=sys.stderr, flush=True)
+    assert done.version_id is not None, done.reason
+    with database.connect().transaction() as session:
+        parent = versions.get(session, done.version_id).parent_id
+    return {**asdict(measured(done.version_id)), "state": done.state, "reason": done.reason,
+            "parent": parent and asdict(measured(parent))}  # fmt: skip
 
 
 def fill(data: Path) -> None:
@@ -112,22 +178,25 @@ def fill(data: Path) -> None:
     from infra import storage
     from tasks import benchmark
     from tasks.benchmark import BENCHMARK
-    from tasks.loading import load_folder
 
     for name in FILES.values():
         storage.connect().write(f"{WEIGHTS}{name}", data / "weights" / name)
+    load(data, BENCHMARK, slice(BENCHMARK_EACH))
+    benchmark.freeze("benchmarks/stories/architectures.py", "before anything is trained")
+    load(data, "labelled/", slice(BENCHMARK_EACH, -NEW_EACH))
+
+
+def load(data: Path, prefix: str, part: slice) -> None:
+    """Load a part of the images of each chosen class into S3."""
+    from tasks.loading import load_folder
+
     folders = sorted(path for path in (data / "caltech101_max40").iterdir() if path.is_dir())
-    chosen = [path for at, path in enumerate(folders) if at % 5 in CLASSES_OF_FIVE]
-    for prefix, part in ((BENCHMARK, slice(BENCHMARK_EACH)),
-                         ("labelled/", slice(BENCHMARK_EACH, None))):  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            for path in chosen:
-                (Path(folder) / path.name).mkdir()
-                for file in sorted(path.iterdir())[part]:
-                    (Path(folder) / path.name / file.name).symlink_to(file.resolve())
-            load_folder(Path(folder), prefix)
-        if prefix == BENCHMARK:
-            benchmark.freeze("benchmarks/stories/architectures.py", "before anything is trained")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (one for at, one in enumerate(folders) if at % 5 in CLASSES_OF_FIVE):
+            (Path(folder) / path.name).mkdir()
+            for file in sorted(path.iterdir())[part]:
+                (Path(folder) / path.name / file.name).symlink_to(file.resolve())
+        load_folder(Path(folder), prefix)
 
 
 def said(*words: str) -> dict[str, Any]:
@@ -143,6 +212,11 @@ def said(*words: str) -> dict[str, Any]:
 
 
 # --- the page -------------------------------------------------------------------------------
+
+
+def entrants(told: dict[str, Any]) -> list[Entrants]:
+    """Of every bake-off, always in the same order."""
+    return [one["entrants"] for one in told["bakeoffs"]]
 
 
 def ranked(bakeoffs: Sequence[Entrants]) -> list[int]:
@@ -185,9 +259,10 @@ def start(entrant: dict[str, Any]) -> str:
 
 def page(told: dict[str, Any]) -> None:
     """docs/stories/architectures.md."""
-    bakeoffs, first, adopted = told["bakeoffs"], told["first"], told["adopted"]
+    bakeoffs, first, adopted = entrants(told), told["first"], told["adopted"]
     order = ranked(bakeoffs)
-    one = bakeoffs[0][order[0]]
+    one = told["winner"]
+    loads = ", ".join(f"{one['load']:g}" for one in told["bakeoffs"])
     rows = [
         [
             bakeoffs[0][at]["name"], start(bakeoffs[0][at]), str(bakeoffs[0][at]["epochs"]),
@@ -210,7 +285,8 @@ def page(told: dict[str, Any]) -> None:
         f"has {one['benchmark']['images']} images, the test split {one['test']['images']}; no "
         "training saw either. Those with ImageNet weights were given few epochs, those from a "
         "random start many: figures of the two kinds compare ways to begin, not architectures "
-        "alone.",
+        "alone. Training times are wall seconds; the machine's load over the last five minutes of "
+        f"each bake-off was {loads} on {told['facts']['cores']} cores.",
         "",
         f"![accuracy against training time]({STORY}.png)",
         "",
@@ -224,14 +300,17 @@ def page(told: dict[str, Any]) -> None:
         "",
         f"Before the bake-offs a first night trained {first['name']} ({start(first)}, "
         f"{first['epochs']} epochs): {first['state']}, {100 * benchmark_accuracy(first):.1f}% on "
-        f"the benchmark, {milliseconds(first):.1f} ms for a picture. {one['name']} of the first "
-        "bake-off "
-        + ("passed the gate and serves; the next night starts from it:" if adopted["code"] == 0
-           else "was refused by the gate:"),
+        f"the benchmark, {milliseconds(first):.1f} ms for a picture. {one['name']} by the plan of "
+        f"seed {SEEDS[0]} "
+        + ("passed the gate and serves:" if adopted["code"] == 0 else "was refused by the gate:"),
         "",
         "```",
-        *(line for command in (adopted, told["log"])
-          for line in (f"$ {command['command']}", *command["said"])),
+        *transcript(adopted),
+        "```",
+        "",
+        *next_night(told["next"]),
+        "```",
+        *transcript(told["log"]),
         "```",
         "",
     ]  # fmt: skip
@@ -239,6 +318,25 @@ def page(told: dict[str, Any]) -> None:
           "what begins at random (a fresh head at least), the order of images and the "
           "augmentation; snapshot and benchmark are the same",
           "one training at a time on all of them")  # fmt: skip
+
+
+def transcript(command: dict[str, Any]) -> list[str]:
+    """A command and what it said."""
+    return [f"$ {command['command']}", *command["said"]]
+
+
+def next_night(night: dict[str, Any]) -> list[str]:
+    """What a night that names no architecture trained from, and how it ended."""
+    parent = night["parent"]
+    return [
+        f"The next night, {NEW_EACH} new images of each class, asks for `architecture: null` and "
+        f"leaves the image size at its default ({NEXT.image_size}): version {night['version_id']} "
+        f"is {night['name']}, trained from version {parent['version_id']} ({parent['name']}) for "
+        f"{night['epochs']} epochs: {night['state']}, {100 * benchmark_accuracy(night):.1f}% on "
+        f"the benchmark after its parent's {100 * benchmark_accuracy(parent):.1f}%. The gate: "
+        f"{night['reason']}",
+        "",
+    ]
 
 
 def verdicts(bakeoffs: Sequence[Entrants], order: Sequence[int]) -> list[str]:

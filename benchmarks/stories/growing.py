@@ -7,6 +7,11 @@ the first night was), from the network of the night before with a fresh head, an
 inherited rows of its head; the warm ways once with the same epochs as anew and once with a sixth
 of them. Each way goes on from its own night before, all from the same first night.
 
+Two lines stand beside: nights anew and warm at a constant rate, where no cosine's end decides when
+the plateau comes; and MobileNetV2 from a random start, the nearest here to many epochs from scratch
+against a sixth of them on the last version. Its rate is chosen by a seed of its own on validation
+pictures.
+
 Writes docs/stories/growing.md, growing.png and growing.json.
 """
 
@@ -53,10 +58,10 @@ TRAIN, VALIDATION = 12, 6  # images of each class; all others are the benchmark
 NEAR = 0.005  # of the best validation accuracy
 GOAL_EPOCHS, GOAL_TIME = 1 / 6, 1 / 5
 
-RANDOM, PRETRAINED = "random", "pretrained"
-STARTS = {RANDOM: "random start", PRETRAINED: "real ImageNet weights"}
-NAMES = {RANDOM: "resnet10t of half its width", PRETRAINED: "mobilenetv2_100"}
-BUDGETS = {RANDOM: (24, 4), PRETRAINED: (6, 1)}  # epochs of a whole night and of a short one
+RANDOM, PRETRAINED, SCRATCH = "random", "pretrained", "scratch"
+STARTS = {RANDOM: "random start", PRETRAINED: "real ImageNet weights", SCRATCH: "random start"}
+NAMES = {RANDOM: "resnet10t of half its width", PRETRAINED: "mobilenetv2_100",
+         SCRATCH: "mobilenetv2_100"}  # fmt: skip
 WEIGHTS = "weights/mobilenetv2_100_coral_dequant.timm.safetensors"
 HALF_AS_WIDE = {"channels": [32, 64, 128, 256], "stem_width": 16}
 PLANS = {
@@ -75,74 +80,130 @@ PLANS = {
         "float32",
     ),
 }  # fmt: skip
-# Peak rates of head and backbone of a night anew, of a whole warm night and of a short one.
-RATES = {
-    RANDOM: ((4e-3, 4e-3), (8e-3, 2e-3), (8e-3, 2e-3)),
-    PRETRAINED: ((2e-3, 3e-4), (2e-3, 3e-4), (4e-3, 1e-4)),
-}
+# as frameworks train it without its weights: batch norm learns its statistics
+PLANS[SCRATCH] = replace(PLANS[PRETRAINED], batch_norm="train")
 ANEW, FRESH, INHERIT = "anew", "fresh", "inherit"
 COLOURS = {ANEW: "#7a7a7a", FRESH: "#2f6f9f", INHERIT: "#c8702a"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend the nights: how each begins, and with how many epochs."""
+    """One way to spend the nights: how each begins, with how many epochs, at a constant rate."""
 
     how: str
     short: bool = False
-
-    def told(self, start: str) -> str:
-        """What it is called on the page."""
-        epochs = BUDGETS[start][self.short]
-        begun = {ANEW: "anew", FRESH: "warm, fresh head", INHERIT: "warm, inherited rows"}
-        return f"{begun[self.how]}, {epochs} epoch{'s' * (epochs > 1)}"
+    steady: bool = False
 
 
 ARMS = (Arm(ANEW), Arm(FRESH), Arm(INHERIT), Arm(FRESH, short=True), Arm(INHERIT, short=True))
-WARM = ARMS[1:]
+STEADY = (Arm(ANEW, steady=True), Arm(FRESH, steady=True))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A start, the ways in which its nights are spent (the first is anew), and how many nights.
+
+    epochs: of a whole night and of a short one. rates: peak rates of head and backbone of a night
+    anew, of a whole warm night and of a short one.
+    """
+
+    start: str
+    arms: tuple[Arm, ...]
+    nights: int
+    epochs: tuple[int, int]
+    rates: tuple[tuple[float, float], ...]
+
+    @property
+    def anew(self) -> Arm:
+        """What the others are held against."""
+        return self.arms[0]
+
+    @property
+    def warm(self) -> tuple[Arm, ...]:
+        """All others."""
+        return self.arms[1:]
+
+    @property
+    def name(self) -> str:
+        """What it is called on the page."""
+        steady = ", constant rate" if self.anew.steady else ""
+        return f"{NAMES[self.start]}, {STARTS[self.start]}{steady}"
+
+    def told(self, arm: Arm) -> str:
+        """What one of its ways is called on the page."""
+        epochs = self.epochs[arm.short]
+        begun = {ANEW: "anew", FRESH: "warm, fresh head", INHERIT: "warm, inherited rows"}
+        return f"{begun[arm.how]}, {epochs} epoch{'s' * (epochs > 1)}"
+
+
+SMALL = Line(RANDOM, ARMS, len(CLASSES), (24, 4), ((4e-3, 4e-3), (8e-3, 2e-3), (8e-3, 2e-3)))
+GIVEN = Line(PRETRAINED, ARMS, len(CLASSES), (6, 1), ((2e-3, 3e-4), (2e-3, 3e-4), (4e-3, 1e-4)))
+CONSTANT = replace(SMALL, arms=STEADY, nights=3)
+PROBE_SEED, PROBE_EPOCHS, PROBED_RATES = 100, 12, (1e-3, 2e-3, 4e-3)
+
+
+def scratch(rate: float) -> Line:
+    """MobileNetV2 from a random start: its rates are to each other as the small network's are."""
+    warm = (2 * rate, rate / 2)
+    arms = (Arm(ANEW), Arm(FRESH, short=True))
+    return Line(SCRATCH, arms, 2, (36, 6), ((rate, rate), warm, warm))
 
 
 def main() -> None:
-    """Train all nights of all seeds, then the page."""
+    """Probe, train all nights of all seeds, then the page."""
     given = arguments(STORY, __doc__)
-    setups = list(all_setups())
     with tempfile.TemporaryDirectory(prefix="growing-") as networks:
-        runs = run_all(STORY, partial(night, Path(networks)), setups, given)
-    nights = Nights(runs)
-    draw(nights)
-    page(nights)
+        play = partial(night, Path(networks))
+        probes = run_all(STORY, play, probe_setups(), given)
+        lines = (SMALL, GIVEN, CONSTANT, scratch(best_rate(probes)))
+        nights = Nights(run_all(STORY, play, list(all_setups(lines)), given))
+    draw(nights, lines)
+    page(nights, lines, probes)
+
+
+def probe_setups() -> list[Setup]:
+    """First nights of MobileNetV2 from a random start, in a third of their epochs."""
+    return [setup_of(replace(scratch(rate), epochs=(PROBE_EPOCHS, 1)), Arm(ANEW), 1, PROBE_SEED)
+            for rate in PROBED_RATES]  # fmt: skip
+
+
+def best_rate(probes: Sequence[Run]) -> float:
+    """That of the probe with the best validation accuracy behind its last epoch."""
+    best = max(probes, key=lambda one: accuracies(one.found)[-1])
+    return float(best.setup["rates"][0][0])
 
 
 # --- one night ------------------------------------------------------------------------------
 
 
-def setup_of(start: str, arm: Arm, number: int, seed: int) -> Setup:
+def setup_of(line: Line, arm: Arm, number: int, seed: int) -> Setup:
     """A night by its number from 1, with epochs and rates of each night so far.
 
-    All arms share the first night.
+    All arms of a line share the first night.
     """
-    whole = BUDGETS[start][0]
-    later = BUDGETS[start][arm.short]
-    first_rates, warm, warm_short = map(list, RATES[start])
+    whole = line.epochs[0]
+    later = line.epochs[arm.short]
+    first_rates, warm, warm_short = map(list, line.rates)
     rates = first_rates if arm.how == ANEW else warm_short if arm.short else warm
     return {
-        "start": start, "how": arm.how if number > 1 else ANEW, "seed": seed,
+        "start": line.start, "how": arm.how if number > 1 else ANEW, "seed": seed,
         "classes": list(CLASSES[:number]), "epochs": [whole] + [later] * (number - 1),
         "rates": [first_rates] + [rates] * (number - 1),
         "train": TRAIN, "validation": VALIDATION,
-    }  # fmt: skip
+    } | ({"schedule": "constant"} if arm.steady else {})  # fmt: skip
 
 
-def all_setups() -> Iterator[Setup]:
+def all_setups(lines: Sequence[Line]) -> Iterator[Setup]:
     """The first nights, then each seed's night by night: what a night starts from is there."""
     for seed in SEEDS:
-        for start in STARTS:
-            yield setup_of(start, ARMS[0], 1, seed)
+        for line in lines:
+            yield setup_of(line, line.anew, 1, seed)
     for seed in SEEDS:
         for number in range(2, len(CLASSES) + 1):
-            for start in STARTS:
-                for arm in ARMS:
-                    yield setup_of(start, arm, number, seed)
+            for line in lines:
+                if number <= line.nights:
+                    for arm in line.arms:
+                        yield setup_of(line, arm, number, seed)
 
 
 def before(setup: Setup) -> Setup | None:
@@ -160,7 +221,8 @@ def plan_of(setup: Setup, data: Path) -> Plan:
     plan, number = PLANS[setup["start"]], len(setup["epochs"])
     rate, slow = setup["rates"][-1]
     plan = replace(plan, epochs=setup["epochs"][-1], seed=100 * setup["seed"] + number,
-                   learning_rate=rate, backbone_learning_rate=slow)  # fmt: skip
+                   learning_rate=rate, backbone_learning_rate=slow,
+                   schedule=setup.get("schedule", "cosine"))  # fmt: skip
     if setup["how"] == INHERIT:
         return replace(plan, recipe="inherit")
     if setup["start"] == PRETRAINED and setup["how"] == ANEW:
@@ -234,22 +296,22 @@ def against(parent: Loaded, plan: Plan, lot: Pictures, now: Answers) -> Found:
 
 
 class Nights:
-    """All runs by start, arm, night from 1 and seed."""
+    """All runs by line, arm, night from 1 and seed."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = {repr(sorted(one.setup.items())): one.found for one in runs}
 
-    def found(self, start: str, arm: Arm, number: int, seed: int) -> Found:
+    def found(self, line: Line, arm: Arm, number: int, seed: int) -> Found:
         """What came of one night."""
-        return self._runs[repr(sorted(setup_of(start, arm, number, seed).items()))]
+        return self._runs[repr(sorted(setup_of(line, arm, number, seed).items()))]
 
-    def each(self, start: str, arm: Arm, number: int, of: Callable[[Found], float]) -> list[float]:
+    def each(self, line: Line, arm: Arm, number: int, of: Callable[[Found], float]) -> list[float]:
         """A figure of one night, for every seed."""
-        return [of(self.found(start, arm, number, seed)) for seed in SEEDS]
+        return [of(self.found(line, arm, number, seed)) for seed in SEEDS]
 
-    def validations(self, start: str, arm: Arm, number: int) -> np.ndarray[Any, Any]:
+    def validations(self, line: Line, arm: Arm, number: int) -> np.ndarray[Any, Any]:
         """Validation accuracy [seeds, epochs]."""
-        return np.array([accuracies(self.found(start, arm, number, seed)) for seed in SEEDS])
+        return np.array([accuracies(self.found(line, arm, number, seed)) for seed in SEEDS])
 
 
 def accuracies(found: Found) -> list[float]:
@@ -294,30 +356,36 @@ class Race:
     higher: float
 
 
-def races(nights: Nights, start: str, arm: Arm) -> list[Race]:
-    """Nights 2 to 4, every seed."""
-    found = []
-    for number in range(2, len(CLASSES) + 1):
-        for seed in SEEDS:
-            warm = nights.found(start, arm, number, seed)
-            anew = nights.found(start, ARMS[0], number, seed)
-            mine, its = plateau(warm), plateau(anew)
-            took = seconds_to(anew, its)
-            there = first_at(warm, max(accuracies(anew)) - NEAR)
-            caught = (there / its, seconds_to(warm, there) / took) if there else None
-            found.append(Race(mine / its, seconds_to(warm, mine) / took, caught,
-                              warm["benchmark"] - anew["benchmark"]))  # fmt: skip
-    return found
+def race(warm: Found, anew: Found) -> Race:
+    """One night against another of the same classes and seed."""
+    mine, its = plateau(warm), plateau(anew)
+    took = seconds_to(anew, its)
+    there = first_at(warm, max(accuracies(anew)) - NEAR)
+    caught = (there / its, seconds_to(warm, there) / took) if there else None
+    return Race(mine / its, seconds_to(warm, mine) / took, caught,
+                warm["benchmark"] - anew["benchmark"])  # fmt: skip
+
+
+def races(nights: Nights, line: Line, arm: Arm, other: Line | None = None) -> list[Race]:
+    """All nights but the first, every seed; against those trained anew, of another line if given.
+    """
+    against = other or line
+    return [
+        race(nights.found(line, arm, number, seed),
+             nights.found(against, against.anew, number, seed))
+        for number in range(2, min(line.nights, against.nights) + 1) for seed in SEEDS
+    ]  # fmt: skip
 
 
 # --- the page -------------------------------------------------------------------------------
 
 
-def page(nights: Nights) -> None:
+def page(nights: Nights, lines: Sequence[Line], probes: Sequence[Run]) -> None:
     """docs/stories/growing.md."""
-    first = nights.found(RANDOM, ARMS[0], 1, SEEDS[0])
-    last = nights.found(RANDOM, ARMS[0], len(CLASSES), SEEDS[0])
-    lines = [
+    first = nights.found(SMALL, SMALL.anew, 1, SEEDS[0])
+    last = nights.found(SMALL, SMALL.anew, len(CLASSES), SEEDS[0])
+    from_scratch = lines[-1]
+    text = [
         f"Caltech-101 ({TRAIN} training and {VALIDATION} validation images of each class) "
         f"grows {' → '.join(map(str, CLASSES))} classes over four nights, in an order "
         f"that the seed decides. The benchmark is all other images, {first['images']['benchmark']} "
@@ -326,105 +394,152 @@ def page(nights: Nights) -> None:
         "with a fresh head or with the inherited rows of the old classes, each with the same "
         "epochs as anew and with a sixth of them. Each way goes on from its own night before.",
         "",
+        f"Beside them are the first {CONSTANT.nights} nights at a constant rate, and the first "
+        f"{from_scratch.nights} of {NAMES[SCRATCH]} from a random start with "
+        f"{from_scratch.epochs[0]} epochs, against {from_scratch.epochs[1]} on its own last "
+        f"version and {GIVEN.epochs[0]} on one that began with ImageNet weights.",
+        "",
         f"Plateau: the first epoch within {100 * NEAR:g} points of the night's best validation "
-        "accuracy. All nights run a cosine to its end, so the plateau comes late in any budget: "
-        "the short nights show what a warm start saves, the whole ones what it adds. Seconds are "
-        "CPU seconds of one thread, because the machine had other work as well.",
+        "accuracy. A cosine that runs to its end makes the plateau come late in any budget: with "
+        "it, the short nights show what a warm start saves and the whole ones what it adds; at a "
+        "constant rate the whole ones show both. Seconds are CPU seconds of one thread, because "
+        "the machine had other work as well.",
         "",
         "Peak rates of head and backbone: "
         + "; ".join(
-            f"{NAMES[start]} " + ", ".join(
+            f"{line.name}: " + ", ".join(
                 f"{what} {head:g} and {backbone:g}" for what, (head, backbone)
-                in zip(("anew", "warm", "warm and short"), RATES[start], strict=True)
-            ) for start in STARTS
+                in zip(("anew", "warm", "warm and short"), line.rates, strict=True)
+            ) for line in lines
         ) + ". Those of short nights, and the small network's anew, were chosen among two to four "
         f"on validation images of another seed. {NAMES[PRETRAINED]}'s whole warm nights first had "
         "the rates of its short ones; the first seed ended below anew on the benchmark with them, "
-        "so they have the rates of anew now: hold that choice against them.",
+        "so they have the rates of anew now: hold that choice against them. Its rate from a random "
+        f"start is the best of these on validation images of seed {PROBE_SEED} after "
+        f"{PROBE_EPOCHS} epochs: "
+        + ", ".join(f"{one.setup['rates'][0][0]:g} ({100 * accuracies(one.found)[-1]:.1f}%)"
+                    for one in probes)
+        + "; warm it is to that as the small network's are.",
         "",
-        *verdicts(nights),
+        *verdicts(nights, lines),
         f"![validation accuracy by epoch]({STORY}.png)",
         "",
-    ]
-    for start, told in STARTS.items():
-        lines += [f"## {NAMES[start]} at {PLANS[start].image_size} pixels, {told}", ""]
-        lines += ["**How fast.** Ratios are to the night trained anew, of the same seed.", ""]
-        lines += speed_table(nights, start)
-        lines += [
+    ]  # fmt: skip
+    for line in lines:
+        text += [f"## {line.name}, {PLANS[line.start].image_size} pixels", ""]
+        text += ["**How fast.** Ratios are to the night trained anew, of the same seed.", ""]
+        text += speed_table(nights, line)
+        text += [
             "**How well**, on the benchmark, in percent and points. Forgetting: mean over old "
             "classes of what each lost since the night before; backward transfer: mean change of "
             "their recall (gains set against losses; more classes compete for every image). Among "
             "old: change if both versions knew the old classes alone, which is what the gate "
             "calls the shared ones.",
             "",
-            *accuracy_table(nights, start),
+            *accuracy_table(nights, line),
         ]
-    write(STORY, "Warm start: a class list that grows over four nights", lines,
+    text += beside(nights, from_scratch)
+    write(STORY, "Warm start: a class list that grows over four nights", text,
           "the split, the order in which classes come, all random starts, the order of images "
           "and the augmentation")  # fmt: skip
 
 
-def verdicts(nights: Nights) -> list[str]:
+def verdicts(nights: Nights, lines: Sequence[Line]) -> list[str]:
     """Which goals came true, in sentences made of the figures."""
-    lines = [
+    from_scratch = lines[-1]
+    rows = [verdict_row(f"{line.name}: {line.told(arm)}", races(nights, line, arm))
+            for line in lines for arm in line.warm]  # fmt: skip
+    rows += [
+        verdict_row(f"{GIVEN.name}: {GIVEN.told(arm)}; anew is from a random start, "
+                    f"{from_scratch.epochs[0]} epochs", races(nights, GIVEN, arm, from_scratch))
+        for arm in (Arm(FRESH), Arm(INHERIT))
+    ]  # fmt: skip
+    return [
         f"The goal was: a warm night needs at most a sixth of anew's epochs ({GOAL_EPOCHS:.2f}) "
-        f"and a fifth of its time ({GOAL_TIME:.2f}) to its plateau, and ends higher. Over "
-        f"{(len(CLASSES) - 1) * len(SEEDS)} nights (nights 2 to {len(CLASSES)}, "
-        f"{len(SEEDS)} seeds) of each kind:",
+        f"and a fifth of its time ({GOAL_TIME:.2f}) to its plateau, and ends higher. Over all "
+        f"nights but the first of {len(SEEDS)} seeds:",
         "",
-    ]
-    rows = []
-    for start, begun in STARTS.items():
-        for arm in WARM:
-            found = races(nights, start, arm)
-            epochs = statistics.mean(one.epochs for one in found)
-            seconds = statistics.mean(one.seconds for one in found)
-            higher = statistics.mean(one.higher for one in found)
-            caught = [one.caught for one in found if one.caught]
-            rows.append([
-                f"{NAMES[start]}, {begun}: {arm.told(start)}",
-                f"{epochs:.2f} ({yes(epochs <= GOAL_EPOCHS)})",
-                f"{seconds:.2f} ({yes(seconds <= GOAL_TIME)})",
-                f"{spread([one.higher for one in found])} ({yes(higher > 0)})",
-                f"{sum(one.higher > 0 for one in found)} of {len(found)}",
-                f"{len(caught)} of {len(found)}"
-                + (f": {statistics.median(one[0] for one in caught):.2f}, "
-                   f"{statistics.median(one[1] for one in caught):.2f}" if caught else ""),
-            ])  # fmt: skip
-    lines += table(
-        ["night", "epochs to its plateau / anew's", "CPU time", "benchmark against anew, points",
-         "nights that ended higher",
-         "nights that came within 0.5 points of anew's best: median share of its epochs, time"],
-        rows,
-    )  # fmt: skip
-    return [*lines, *(sentence for start in STARTS for sentence in in_words(nights, start))]
+        *table(
+            ["night", "epochs to its plateau / anew's", "CPU time",
+             "benchmark against anew, points", "nights that ended higher",
+             "nights that came within 0.5 points of anew's best: median share of its epochs, time"],
+            rows,
+        ),
+        *(sentence for line in lines for sentence in in_words(nights, line)),
+    ]  # fmt: skip
 
 
-def in_words(nights: Nights, start: str) -> list[str]:
-    """What the short and the whole warm nights did, and which head was better."""
-    whole, short = BUDGETS[start]
-    by_arm = {arm: races(nights, start, arm) for arm in WARM}
+def verdict_row(name: str, found: Sequence[Race]) -> list[str]:
+    """One kind of night against the goal."""
+    epochs = statistics.mean(one.epochs for one in found)
+    seconds = statistics.mean(one.seconds for one in found)
+    higher = statistics.mean(one.higher for one in found)
+    caught = [one.caught for one in found if one.caught]
+    return [
+        name,
+        f"{epochs:.2f} ({yes(epochs <= GOAL_EPOCHS)})",
+        f"{seconds:.2f} ({yes(seconds <= GOAL_TIME)})",
+        f"{spread([one.higher for one in found])} ({yes(higher > 0)})",
+        f"{sum(one.higher > 0 for one in found)} of {len(found)}",
+        f"{len(caught)} of {len(found)}"
+        + (f": {statistics.median(one[0] for one in caught):.2f}, "
+           f"{statistics.median(one[1] for one in caught):.2f}" if caught else ""),
+    ]  # fmt: skip
+
+
+def in_words(nights: Nights, line: Line) -> list[str]:
+    """What each kind of warm night did, and which head was better."""
+    by_arm = {arm: races(nights, line, arm) for arm in line.warm}
     means = {arm: statistics.mean(one.higher for one in found) for arm, found in by_arm.items()}
 
     def compared(arm: Arm) -> str:
         points = 100 * means[arm]
         won = sum(one.higher > 0 for one in by_arm[arm])
-        return (f"{abs(points):.1f} points {'higher' if points > 0 else 'LOWER'} "
+        return (f"{line.told(arm)}: {abs(points):.1f} points "
+                f"{'higher' if points > 0 else 'LOWER'} "
                 f"({won} of {len(by_arm[arm])} nights higher)")  # fmt: skip
 
-    heads = []
-    for is_short in (False, True):
-        ahead = 100 * (means[Arm(INHERIT, is_short)] - means[Arm(FRESH, is_short)])
-        heads.append(f"{ahead:+.1f} points in {'short' if is_short else 'whole'} nights")
-    fresh, kept = Arm(FRESH, short=True), Arm(INHERIT, short=True)
+    heads = [
+        f"{100 * (means[Arm(INHERIT, short)] - means[Arm(FRESH, short)]):+.1f} points in "
+        f"{'short' if short else 'whole'} nights"
+        for short in (False, True) if Arm(INHERIT, short) in means
+    ]  # fmt: skip
     return [
-        f"**{STARTS[start][0].upper()}{STARTS[start][1:]}.** Against {whole} epochs anew, a warm "
-        f"night of {short} epoch{'s' * (short > 1)} ends {compared(fresh)} with a fresh head and "
-        f"{compared(kept)} with inherited rows; with the same {whole} epochs, "
-        f"{compared(Arm(FRESH))} and {compared(Arm(INHERIT))}. Inherited rows against a fresh "
-        f"head: {' and '.join(heads)}.",
+        f"**{line.name}.** Against {line.told(line.anew)}, nights end: "
+        + "; ".join(map(compared, line.warm)) + "."
+        + (f" Inherited rows against a fresh head: {' and '.join(heads)}." if heads else ""),
         "",
     ]
+
+
+def beside(nights: Nights, from_scratch: Line) -> list[str]:
+    """The last night from a random start, and the same night on ImageNet weights."""
+    number = from_scratch.nights
+    both = [(from_scratch, arm) for arm in from_scratch.arms] + [(GIVEN, arm) for arm in ARMS]
+    base = nights.each(from_scratch, from_scratch.anew, number, lambda one: one["benchmark"])
+    rows = []
+    for line, arm in both:
+        ends = nights.each(line, arm, number, lambda one: one["benchmark"])
+        gains = [one - other for one, other in zip(ends, base, strict=True)]
+        rows.append([
+            line.told(arm), STARTS[line.start],
+            spread(nights.each(line, arm, number, lambda one: one["core_seconds"]), 1),
+            spread(nights.each(line, arm, number, lambda one: max(accuracies(one)))),
+            spread(nights.each(line, arm, number, plateau), 1),
+            spread(ends), "" if line is from_scratch and arm == line.anew else spread(gains),
+        ])  # fmt: skip
+    return [
+        f"## {NAMES[SCRATCH]} with and without its weights, night {number}",
+        "",
+        "Warm nights go on from their own night before, so in their lineage the start is that of "
+        "the first night.",
+        "",
+        *table(
+            ["night", "start of its lineage", "CPU seconds", "best validation",
+             "epochs to plateau", "benchmark",
+             f"against {from_scratch.epochs[0]} epochs from a random start, points"], rows,
+        ),
+    ]  # fmt: skip
 
 
 def yes(true: bool) -> str:
@@ -432,29 +547,28 @@ def yes(true: bool) -> str:
     return "met" if true else "**not met**"
 
 
-def name_of(number: int, start: str, arm: Arm) -> str:
+def name_of(number: int, line: Line, arm: Arm) -> str:
     """The first cell of a night's row."""
-    return f"night {number}, {CLASSES[number - 1]} classes: {arm.told(start)}"
+    return f"night {number}, {CLASSES[number - 1]} classes: {line.told(arm)}"
 
 
-def speed_table(nights: Nights, start: str) -> list[str]:
+def speed_table(nights: Nights, line: Line) -> list[str]:
     """Epochs and seconds to the plateau, by night and arm."""
     rows = []
-    for number in range(1, len(CLASSES) + 1):
-        for arm in ARMS if number > 1 else ARMS[:1]:
-            epochs = nights.each(start, arm, number, plateau)
-            seconds = nights.each(start, arm, number, seconds_to_plateau)
-            whole = nights.each(start, arm, number, lambda one: one["core_seconds"])
-            best = nights.each(start, arm, number, lambda one: max(accuracies(one)))
+    for number in range(1, line.nights + 1):
+        for arm in line.arms if number > 1 else line.arms[:1]:
+            epochs = nights.each(line, arm, number, plateau)
+            seconds = nights.each(line, arm, number, seconds_to_plateau)
+            whole = nights.each(line, arm, number, lambda one: one["core_seconds"])
+            best = nights.each(line, arm, number, lambda one: max(accuracies(one)))
             ratios = ["", ""]
             if arm.how != ANEW:
-                anew = ARMS[0]
-                its = nights.each(start, anew, number, plateau)
-                took = nights.each(start, anew, number, seconds_to_plateau)
+                its = nights.each(line, line.anew, number, plateau)
+                took = nights.each(line, line.anew, number, seconds_to_plateau)
                 ratios = [spread([a / b for a, b in zip(mine, others, strict=True)], 1, 2)
                           for mine, others in ((epochs, its), (seconds, took))]  # fmt: skip
             rows.append([
-                name_of(number, start, arm),
+                name_of(number, line, arm),
                 spread(best), spread(epochs, 1), ratios[0], spread(seconds, 1), ratios[1],
                 spread(whole, 1),
             ])  # fmt: skip
@@ -464,50 +578,53 @@ def speed_table(nights: Nights, start: str) -> list[str]:
     )  # fmt: skip
 
 
-def accuracy_table(nights: Nights, start: str) -> list[str]:
+def accuracy_table(nights: Nights, line: Line) -> list[str]:
     """Benchmark accuracy and forgetting, by night and arm."""
     names = ("benchmark", "old", "new", "forgetting", "backward_transfer", "among_old")
     rows = []
-    for number in range(1, len(CLASSES) + 1):
-        for arm in ARMS if number > 1 else ARMS[:1]:
+    for number in range(1, line.nights + 1):
+        for arm in line.arms if number > 1 else line.arms[:1]:
             told = [
-                spread(nights.each(start, arm, number, lambda one, name=name: one[name]))
+                spread(nights.each(line, arm, number, lambda one, name=name: one[name]))
                 for name in (names if number > 1 else names[:1])
             ]
             told += [""] * (len(names) - len(told))
-            rows.append([name_of(number, start, arm), *told])
+            rows.append([name_of(number, line, arm), *told])
     return table(
         ["", "benchmark", "its old classes", "its new classes", "forgetting", "backward transfer",
          "among old"], rows,
     )  # fmt: skip
 
 
-def draw(nights: Nights) -> None:
-    """Validation accuracy by epoch, a panel for each start and night; bands are one deviation."""
+def draw(nights: Nights, lines: Sequence[Line]) -> None:
+    """Validation accuracy by epoch, a panel for each line and night; bands are one deviation."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(14, 7.2), dpi=100, layout="constrained")
-    panels = figure.subplots(len(STARTS), len(CLASSES), sharey="row", squeeze=False)
-    for row, start in zip(panels, STARTS, strict=True):
+    figure = Figure(figsize=(14, 3.6 * len(lines)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(lines), len(CLASSES), sharey="row", squeeze=False)
+    for row, line in zip(panels, lines, strict=True):
         for number, axes in enumerate(row, start=1):
-            for arm in ARMS if number > 1 else ARMS[:1]:
-                lines = nights.validations(start, arm, number)
-                epochs = np.arange(1, lines.shape[1] + 1)
-                mean, deviation = lines.mean(axis=0), lines.std(axis=0)
-                axes.plot(epochs, mean, color=COLOURS[arm.how], label=arm.told(start), **style(arm))
+            axes.set_visible(number <= line.nights)
+            if number > line.nights:
+                continue
+            for arm in line.arms if number > 1 else line.arms[:1]:
+                values = nights.validations(line, arm, number)
+                epochs = np.arange(1, values.shape[1] + 1)
+                mean, deviation = values.mean(axis=0), values.std(axis=0)
+                axes.plot(epochs, mean, color=COLOURS[arm.how], label=line.told(arm), **style(arm))
                 axes.fill_between(epochs, mean - deviation, mean + deviation,
                                   color=COLOURS[arm.how], alpha=0.15, linewidth=0)  # fmt: skip
             axes.set_title(f"night {number}: {CLASSES[number - 1]} classes", fontsize=10)
-            axes.set_xlim(0, BUDGETS[start][0] + 0.5)
+            axes.set_xlim(0, line.epochs[0] + 0.5)
             axes.set_xlabel("epoch")
             axes.grid(color="#e4e4e4")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        row[0].set_ylabel(f"validation accuracy\n{NAMES[start]}, {STARTS[start]}")
-        for arm in WARM:  # the first night has room for them
-            row[0].plot([], [], color=COLOURS[arm.how], label=arm.told(start), **style(arm))
+        row[0].set_ylabel("validation accuracy\n" + line.name.replace(", ", ",\n", 1))
+        for arm in line.warm:  # the first night has room for them
+            row[0].plot([], [], color=COLOURS[arm.how], label=line.told(arm), **style(arm))
         row[0].legend(loc="lower right", fontsize=8, frameon=False)
     figure.suptitle(
         f"Warm against anew: mean of {len(SEEDS)} seeds, bands of one standard deviation",
