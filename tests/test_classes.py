@@ -418,7 +418,7 @@ def test_a_night_after_renaming_merging_and_splitting(story: Story) -> None:
         assert [name for name, *_ in sorted(world.ask(sql))] == ["box", "cross", "disc", "square"]
         world.check()
         # The version of before can still be evaluated, and repeats what it said.
-        evaluate_again(old.id)
+        evaluate_again(old.id, 0.95, "Ann")
         repeated = repeat(old.id)
         assert repeated is not None
         assert repeated.apart < 1e-3

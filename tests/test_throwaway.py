@@ -315,7 +315,7 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next(shortlisted: World) -> 
         world.check()
         assert not world.storage.exists(key)
         assert world.ask("SELECT count(*) FROM embeddings") == [(before[0],)]
-        for ask in (lambda: evaluate_again(3), lambda: identify(f"s3://{POOL}", 3)):
+        for ask in (lambda: evaluate_again(3, 0.95, "Ann"), lambda: identify(f"s3://{POOL}", 3)):
             with pytest.raises(Swept, match="version 3 was a throw-away version and was swept on"):
                 ask()
         rest = sweep(timedelta(days=30))

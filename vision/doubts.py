@@ -39,11 +39,11 @@ def doubts(answers: Answers) -> tuple[Doubt, ...]:
 
     column = {name: place for place, name in enumerate(answers.class_names)}
     known = answers.select(np.array([label in column for label in answers.labels], dtype=bool))
-    if len(known) == 0 or len(column) < 2:
-        return ()
+    if len(set(known.labels)) < 2:
+        return ()  # nothing can be doubted in favour of a class without an image
     labels = np.array([column[label] for label in known.labels])
     with warnings.catch_warnings():
-        # classes without an image here: nothing can be doubted in them
+        # it warns of classes without an image here
         warnings.simplefilter("ignore", UserWarning)
         rows = find_label_issues(
             labels,
