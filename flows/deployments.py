@@ -107,12 +107,12 @@ def serve(
 ) -> None:
     """Run night, control run and the library's scoring on their schedules until SIGTERM or SIGINT.
 
-    control_cron: None for no control run. plan, limits, precision: each night's. shortlist_from:
-    the lower cutoff of the throw-away run on these pools that follows a night which reports classes
-    near the cutoff; None for none. Raises `BadSchedule`, `BadPlan` and `NoServer` before anything
-    is registered.
+    control_cron: None for no control run. plan, limits, precision: each night's; a throw-away run
+    has the same plan and precision. shortlist_from: the lower cutoff of the throw-away run on these
+    pools that follows a night which reports classes near the cutoff; None for none. Raises
+    `BadSchedule`, `BadPlan` and `NoServer` before anything is registered.
     """
-    shortlisting = described_throwaway(plan, shortlist_from, pools)
+    shortlisting = described_throwaway(plan, shortlist_from, pools, precision)
     served = [described(plan, cron, timezone, limits, precision), weekly(timezone), shortlisting]
     if control_cron is not None:
         served.append(described_control(control_cron, timezone))
@@ -165,10 +165,13 @@ def described_control(cron: str, timezone: str) -> RunnerDeployment:
 
 
 def described_throwaway(
-    plan: Plan, cutoff: int | None = None, pools: Sequence[str] = ()
+    plan: Plan,
+    cutoff: int | None = None,
+    pools: Sequence[str] = (),
+    precision: float = PRECISION,
 ) -> RunnerDeployment:
     """The deployment of the throw-away run that `serve` registers; who calls it gives the rest."""
-    given: dict[str, Any] = {"plan": plan.to_dict()}
+    given: dict[str, Any] = {"plan": plan.to_dict(), "precision": precision}
     if cutoff is not None:
         lowered(plan, cutoff)
         given |= {"cutoff": cutoff}

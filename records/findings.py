@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from records import classes, pools, versions
+from records.labels import STANDING
 from records.nearness import NEAR_BITS
 from records.snapshots import USABLE
 from vision import variety
@@ -601,7 +602,7 @@ _PICTURE = """
           AND (CAST(:pool AS bigint) IS NULL OR o.pool_id = :pool)
         ORDER BY o.id LIMIT 1) o ON true
     LEFT JOIN LATERAL (
-        SELECT t.act, t.version_id, t.predicted FROM pool_acts t
+        SELECT t.act, t.version_id FROM pool_acts t
         WHERE t.sha256 = a.sha256 AND t.act IN ('label', 'dismiss', 'unknown')
         ORDER BY t.id DESC LIMIT 1) t ON true
 """
@@ -623,10 +624,18 @@ def _new(class_name: str) -> str:
     would then read and sort all answers instead of the first in an index.
     """
     return f"""
-        i.mark IS NULL AND coalesce((
-            SELECT coalesce(n.act = 'dismiss' AND n.predicted <> {class_name}, false)
-            FROM pool_acts n WHERE n.sha256 = a.sha256 AND n.act IN ('label', 'dismiss', 'unknown')
-            ORDER BY n.id DESC LIMIT 1), true)
+        i.mark IS NULL AND (SELECT NOT EXISTS (
+            SELECT 1 FROM pool_acts said WHERE said.sha256 = a.sha256 AND {STANDING}
+              AND (said.act <> 'dismiss' OR coalesce(
+                  {_today("coalesce(said.offered, said.predicted)")} = {_today(class_name)}, true))
+        ))
+    """  # noqa: S608
+
+
+def _today(class_name: str) -> str:
+    """SQL for what a class is called today, NULL for no class."""
+    return f"""
+        coalesce((SELECT today FROM class_names WHERE name = {class_name}), {class_name})
     """  # noqa: S608
 
 

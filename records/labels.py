@@ -22,6 +22,14 @@ from records.objects import LABELLED, normalised
 TRASH = "trash/"
 # Acts that say what a picture is; the newest one speaks.
 SAYING = ("label", "dismiss", "unknown")
+# SQL for the acts `said` that stand: a name or nobody's knowing until the next word, and each class
+# that a picture is not until it was called something.
+STANDING = """
+    said.act IN ('label', 'dismiss', 'unknown') AND NOT EXISTS (
+        SELECT 1 FROM pool_acts later WHERE later.sha256 = said.sha256 AND later.id > said.id
+          AND later.act IN ('label', 'dismiss', 'unknown')
+          AND (later.act <> said.act OR later.act = 'label'))
+"""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SHORTEST_DIGEST = 8
 MOST_TOLD = 5
@@ -452,14 +460,12 @@ def _said(session: Session, act: str, digests: list[str]) -> set[tuple[str, str 
     """What was said of pictures and stands: dismissed as which class, unknown to which version."""
     rows = session.execute(
         text(
-            """
-            SELECT a.sha256, a.offered, a.version_id FROM pool_acts a
-            WHERE a.sha256 = ANY(:digests) AND a.act = :act
-              AND NOT EXISTS (SELECT 1 FROM pool_acts b WHERE b.sha256 = a.sha256 AND b.id > a.id
-                              AND b.act <> :act AND b.act = ANY(:saying))
-            """
+            f"""
+            SELECT sha256, offered, version_id FROM pool_acts said
+            WHERE sha256 = ANY(:digests) AND act = :act AND {STANDING}
+            """  # noqa: S608  (a constant of this module)
         ),
-        {"digests": digests, "act": act, "saying": list(SAYING)},
+        {"digests": digests, "act": act},
     )
     return {(row.sha256, row.version_id if act == "unknown" else row.offered) for row in rows}
 

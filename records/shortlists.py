@@ -6,14 +6,19 @@ asked of them anew each time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from records import snapshots
+from records.labels import STANDING
+from records.nearness import NEAR_BITS
+from vision import variety
 
 
 class NoShortlist(LookupError):
@@ -56,7 +61,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Tally:
-    """Candidates of one class in one band of scores, the lowest 1; `right` of `judged` are it."""
+    """Candidates of one class in one band of scores, the lowest 1; `right` of `judged` are it.
+
+    Near copies count once.
+    """
 
     class_name: str
     band: int
@@ -155,39 +163,41 @@ def near_cutoff(session: Session, flow_run_id: str, share: float) -> list[NearCl
     ]  # fmt: skip
 
 
-# What a person said of a picture last; a label that was dismissed no longer stands. Of the names
-# of a class, which may have changed since, both sides mean today's.
-_STANDING = """
+# What people said and what stands of it: of which class it is said, in a label or a dismissal. Of
+# the names of a class, which may have changed since, both sides mean today's.
+_STANDING = f"""
     standing AS MATERIALIZED (
-        SELECT DISTINCT ON (sha256) sha256, act, coalesce(n.today, class_name) AS class_name,
-               version_id, predicted, done_at
-        FROM pool_acts LEFT JOIN class_names n ON n.name = class_name
-        WHERE act IN ('label', 'dismiss', 'unknown') ORDER BY sha256, id DESC)
-"""
+        SELECT id, sha256, act, coalesce(n.today, word) AS class_name, done_at
+        FROM pool_acts said
+        CROSS JOIN LATERAL (SELECT coalesce(said.class_name, offered, predicted) AS word) w
+        LEFT JOIN class_names n ON n.name = word WHERE {STANDING})
+"""  # noqa: S608  (constants of ours, here and below)
 # All that might be of a class: by the score that was kept for it as a target, or because the
-# version thinks so; who identified a pool before may have named no targets.
+# version thinks so; who identified a pool before may have named no targets. With what was said of
+# it: what is no gazelle may still be an okapi.
 _FOUND = """
     found AS MATERIALIZED (
-        SELECT found.*, coalesce(n.today, class_name) AS today FROM (
-            SELECT sha256, class_name, confidence FROM target_scores
-            WHERE version_id = :version AND class_name = ANY(:classes) AND confidence >= :from
-            UNION
-            SELECT sha256, predicted, confidence FROM pool_answers
-            WHERE version_id = :version AND predicted = ANY(:classes) AND confidence >= :from
-        ) found LEFT JOIN class_names n ON n.name = class_name)
+        SELECT DISTINCT ON (f.sha256, f.class_name) f.*, s.act, s.class_name AS called, s.done_at
+        FROM (
+            SELECT f.*, coalesce(n.today, class_name) AS today FROM (
+                SELECT sha256, class_name, confidence FROM target_scores
+                WHERE version_id = :version AND class_name = ANY(:classes) AND confidence >= :from
+                UNION
+                SELECT sha256, predicted, confidence FROM pool_answers
+                WHERE version_id = :version AND predicted = ANY(:classes) AND confidence >= :from
+            ) f LEFT JOIN class_names n ON n.name = class_name
+        ) f
+        LEFT JOIN standing s ON s.sha256 = f.sha256
+          AND (s.act <> 'dismiss' OR coalesce(s.class_name = f.today, true))
+        ORDER BY f.sha256, f.class_name, s.id DESC)
 """
-# What another version took for a gazelle, and was none, may still be an okapi.
-_SPOKEN = """
-    (s.act IS NOT NULL AND (s.act <> 'dismiss' OR s.version_id = :version
-                            OR coalesce(s.predicted, f.class_name) = f.class_name))
+# Judged, or waiting.
+_LISTED = """
+    (f.done_at >= :since OR f.act IS NULL
+     AND EXISTS (SELECT 1 FROM pool_images p WHERE p.sha256 = f.sha256 AND p.mark IS NULL)
+     AND EXISTS (SELECT 1 FROM pool_objects o WHERE o.sha256 = f.sha256 AND o.gone_at IS NULL
+                 AND o.problem IS NULL))
 """
-_WAITS = f"""
-    NOT {_SPOKEN}
-    AND EXISTS (SELECT 1 FROM pool_images p WHERE p.sha256 = f.sha256 AND p.mark IS NULL)
-    AND EXISTS (SELECT 1 FROM pool_objects o WHERE o.sha256 = f.sha256 AND o.gone_at IS NULL
-                AND o.problem IS NULL)
-"""  # noqa: S608  (constants of this module, here and below)
-_JUDGED = f"({_SPOKEN} AND s.done_at >= :since)"
 
 
 def needs(session: Session, of: ShortlistRun) -> list[Need]:
@@ -231,43 +241,62 @@ def needs(session: Session, of: ShortlistRun) -> list[Need]:
 def tallies(
     session: Session, of: ShortlistRun, classes: Sequence[str], bands: Sequence[float]
 ) -> list[Tally]:
-    """Candidates of these classes by the band of their score; bands: where each begins."""
+    """Candidates of these classes by the band of their score; bands: where each begins.
+
+    Copies of one picture tell no more than one of them: the surest that was judged, or else that
+    waits, stands for all.
+    """
     rows = session.execute(
         text(
             f"""
             WITH {_STANDING}, {_FOUND}
-            SELECT f.class_name, width_bucket(f.confidence, CAST(:bands AS real[])),
-                   count(*) FILTER (WHERE {_WAITS}), count(*) FILTER (WHERE {_JUDGED}),
-                   count(*) FILTER (WHERE {_JUDGED} AND s.act = 'label'
-                                    AND s.class_name = f.today)
-            FROM found f LEFT JOIN standing s USING (sha256) GROUP BY 1, 2 ORDER BY 1, 2
+            SELECT f.class_name, width_bucket(f.confidence, CAST(:bands AS real[])) AS band,
+                   f.act IS NOT NULL AS judged,
+                   coalesce(f.act = 'label' AND f.called = f.today, false) AS is_right,
+                   p.dhash, p.dhash_mirror
+            FROM found f JOIN pool_images p USING (sha256) WHERE {_LISTED}
+            ORDER BY f.class_name, judged DESC, f.confidence DESC, f.sha256
             """  # noqa: S608
         ),
         _values(of, classes, bands[0]) | {"bands": list(bands)},
     )
-    return [Tally(*row) for row in rows]
+    found = []
+    for name, its in itertools.groupby(rows, key=lambda row: row.class_name):
+        distinct = _without_copies(list(its))
+        for band in sorted({row.band for row in distinct}):
+            judged = [row.is_right for row in distinct if row.band == band and row.judged]
+            waiting = sum(row.band == band and not row.judged for row in distinct)
+            found.append(Tally(name, band, waiting, len(judged), sum(judged)))
+    return found
+
+
+def _without_copies(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """The first of each set of near pictures."""
+    first = variety.firsts(
+        [row.dhash for row in rows], [row.dhash_mirror for row in rows], NEAR_BITS
+    )
+    return [row for place, row in enumerate(rows) if first[place] == place]
 
 
 def candidates(
     session: Session, of: ShortlistRun, class_name: str, lowest: float, most: int | None = None
 ) -> list[Candidate]:
-    """The candidates of a class, the surest first, waiting or judged."""
+    """The candidates of a class, the surest first, waiting or judged; copies, too."""
     rows = session.execute(
         text(
             f"""
             WITH {_STANDING}, {_FOUND}
             SELECT f.sha256, o.key, f.class_name, a.version_id, f.confidence, a.predicted,
                    a.confidence,
-                   CASE WHEN NOT {_SPOKEN} THEN 'waiting' WHEN s.act = 'dismiss' THEN 'dismissed'
-                        WHEN s.act = 'unknown' THEN 'unknown'
-                        WHEN s.class_name = f.today THEN 'confirmed'
-                        ELSE s.class_name END
+                   CASE WHEN f.act IS NULL THEN 'waiting' WHEN f.act = 'dismiss' THEN 'dismissed'
+                        WHEN f.act = 'unknown' THEN 'unknown'
+                        WHEN f.called = f.today THEN 'confirmed'
+                        ELSE f.called END
             FROM found f
             JOIN pool_answers a ON a.version_id = :version AND a.sha256 = f.sha256
             JOIN LATERAL (SELECT key FROM pool_objects o WHERE o.sha256 = f.sha256
                           ORDER BY gone_at NULLS FIRST, id LIMIT 1) o ON true
-            LEFT JOIN standing s ON s.sha256 = f.sha256
-            WHERE ({_WAITS}) OR {_JUDGED}
+            WHERE {_LISTED}
             ORDER BY f.confidence DESC, f.sha256 LIMIT :most
             """  # noqa: S608
         ),

@@ -329,7 +329,7 @@ BAD_MANIFESTS: list[tuple[str, str, bytes, str]] = [
     ("19", "empty.jsonl", b"", "it has no rows: delete it, or fill it"),
     ("19", "header.csv", b"key,label\n", "it has no rows: delete it, or fill it"),
     ("20", "column.csv", b"key,lable\na,b\n", "column label is missing; it has key, lable: add"),
-    ("20", "semicolons.csv", b"key;label\na;b\n", "it has key;label"),
+    ("20", "semicolons.csv", b"key;label\na;b\n", "no commas separate its columns: save it with"),
     ("20", "column.jsonl", b'{"key": "a", "label": "b"}\n{"key": "c"}\n', "column label is mis"),
     ("20", "lines.csv", b'"key\n\x1b[31m",label\na,b\n', r"it has key\n\x1b[31m, label"),
     ("26", "utf16.csv", "key,label\na,b\n".encode("utf-16"), "byte 0 is not UTF-8: save"),

@@ -376,6 +376,27 @@ def test_free_filters_bound_class_and_confidence(session: Session) -> None:
     assert {row.version for row in findings.matching(session, version_id=1).rows} == {1}
 
 
+def test_what_was_dismissed_as_one_class_is_offered_as_another(session: Session) -> None:
+    """As the one it was offered as, however often and whatever was predicted or is said today."""
+    key, facts = f"{DAY}second.jpg", {"version_id": 2, "predicted": ODD, "confidence": 0.5}
+
+    def offered() -> tuple[bool, bool]:
+        found = findings.scarce(session, "okapi"), findings.matching(session, ODD, new=True)
+        okapi, odd = (key in {row.key for row in one.rows} for one in found)
+        return okapi, odd
+
+    assert offered() == (True, True)
+    act(session, key, "dismiss", **facts, offered="okapi")
+    assert offered() == (False, True)
+    classes.rename(session, "okapi", "forest giraffe", "ann", "as some say")
+    assert offered() == (False, True)
+    act(session, key, "dismiss", **facts)
+    assert offered() == (False, False)
+    act(session, key, "label", class_name="lion", to_key="labelled/lion/9.jpg")
+    act(session, key, "dismiss", **facts, offered="lion")
+    assert offered() == (True, True)
+
+
 def test_a_throwaway_version_is_asked_by_its_number(session: Session) -> None:
     """The newest that answered is asked, but for those that nobody keeps."""
     for pool in (None, NIGHT):

@@ -183,11 +183,65 @@ def bands_of(rows: Sequence[Candidate]) -> list[Band]:
 
 def say(one: Candidate, *, ring: bool) -> None:
     """Have a person say of a candidate that it is a ring, or that the answer is wrong."""
-    wish = Wish(one.key, image=one.sha256, label="ring" if ring else None, version=one.version)
+    wish = Wish(one.key, image=one.sha256, version=one.version)
     if ring:
-        labelling.label([wish], "Ann")
+        labelling.label([replace(wish, label="ring")], "Ann")
     else:
+        labelling.dismiss([replace(wish, offered=one.label)], "Ann")
+
+
+def test_what_was_dismissed_as_one_class_waits_for_another(shortlisted: World) -> None:
+    """A picture is on two shortlists: each has its own dismissal, and both of them stand."""
+    with worlds.twin(shortlisted) as world:
+        world.act(
+            "INSERT INTO target_scores (version_id, sha256, class_name, confidence) "
+            "SELECT version_id, sha256, 'circle', 0.3 FROM target_scores WHERE class_name = 'ring'"
+        )
+
+        def states(name: str) -> dict[str, Candidate]:
+            with world.transaction() as session:
+                run = shortlists.run(session)
+                found = shortlists.candidates(session, run, name, BANDS[0])
+                bands = shortlists.tallies(session, run, [name], BANDS)
+            assert sum(one.judged for one in bands) == sum(one.state != "waiting" for one in found)
+            return {one.sha256: one for one in found}
+
+        first, second = list(states("ring").values())[:2]
+        for offered, then in (("ring", "waiting"), ("circle", "dismissed")):
+            wish = Wish("a", image=first.sha256, version=first.version, offered=offered)
+            labelling.dismiss([wish], "Ann")
+            assert states("ring")[first.sha256].state == "dismissed"
+            assert states("circle")[first.sha256].state == then
+        # a name is said of all classes, and what was dismissed before it stands no longer
+        wish = Wish("a", image=second.sha256, version=second.version, offered="circle")
         labelling.dismiss([wish], "Ann")
+        labelling.label([replace(wish, label="ring", offered=None)], "Ann")
+        assert states("ring")[second.sha256].state == "confirmed"
+        assert states("circle")[second.sha256].state == "ring"
+        labelling.dismiss([replace(wish, offered="ring")], "Ann")
+        assert states("ring")[second.sha256].state == "dismissed"
+        assert states("circle")[second.sha256].state == "waiting"
+
+
+def test_a_burst_counts_once(shortlisted: World) -> None:
+    """Its frames are one candidate, mirrored or re-encoded; judged, they are one that was."""
+    with worlds.twin(shortlisted) as world:
+        burst = [one for one in shortlist.candidates("ring") if "ring-" in one.key][:5]
+        [before] = shortlist.of_run().classes
+        for number, one in enumerate(burst):
+            dhash, mirror = (7, -9) if number % 2 else (-9, 7 ^ number)
+            world.act(
+                "UPDATE pool_images SET (dhash, dhash_mirror) = (:dhash, :mirror) "
+                "WHERE sha256 = :image", dhash=dhash, mirror=mirror, image=one.sha256,
+            )  # fmt: skip
+        [ring] = shortlist.of_run().classes
+        assert ring.candidates == ring.waiting == before.candidates - 4
+        assert len(shortlist.candidates("ring")) == before.candidates
+        for one in burst[1:4]:
+            say(one, ring=True)
+        [ring] = shortlist.of_run().classes
+        assert (ring.judged, ring.right, ring.waiting) == (1, 1, before.candidates - 5)
+        assert (ring.confirmed, ring.lacks) == (3, before.lacks - 3)
 
 
 DEPLOY = """
@@ -261,7 +315,7 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next(shortlisted: World) -> 
         world.check()
         assert not world.storage.exists(key)
         assert world.ask("SELECT count(*) FROM embeddings") == [(before[0],)]
-        for ask in (lambda: evaluate_again(3), lambda: identify(f"s3://{POOL}", 3)):
+        for ask in (lambda: evaluate_again(3, 0.95, "Ann"), lambda: identify(f"s3://{POOL}", 3)):
             with pytest.raises(Swept, match="version 3 was a throw-away version and was swept on"):
                 ask()
         rest = sweep(timedelta(days=30))
@@ -384,7 +438,7 @@ def test_a_night_that_reports_near_classes_calls_it(
     story: Story, shortlisted: World, deployment_gone: None
 ) -> None:
     """The automation starts it with the parameters of `serve`; known classes call nobody again."""
-    served = deployments.described_throwaway(PLAN, LOWER, [f"s3://{POOL}"])
+    served = deployments.described_throwaway(PLAN, LOWER, [f"s3://{POOL}"], 0.9)
     deployments.shortlist_after_nights(served.apply())  # type: ignore[arg-type]
     near = replace(PLAN, cutoff=14, epochs=1)
     try:
@@ -397,6 +451,7 @@ def test_a_night_that_reports_near_classes_calls_it(
         assert outcome.state == "refused"
         assert run.parameters["cutoff"] == LOWER
         assert run.parameters["pools"] == [f"s3://{POOL}"]
+        assert run.parameters["precision"] == 0.9
         assert run.parameters["plan"]["cutoff"] == 20
     finally:
         deployments.stop_shortlists()
@@ -439,7 +494,7 @@ def test_it_is_called_through_the_api(
     shortlisted: World, deployment_gone: None, prefect_server: str
 ) -> None:
     """As the page says: its number, then a run with parameters, which is carried out with them."""
-    deployments.described_throwaway(PLAN).apply()
+    deployments.described_throwaway(PLAN, precision=0.9).apply()
     api = PREFECT_API_URL.value()
     known = httpx.get(f"{api}/deployments/name/throwaway/throwaway").json()
     address = f"{api}/deployments/{known['id']}/create_flow_run"
@@ -448,7 +503,7 @@ def test_it_is_called_through_the_api(
     asked = {"cutoff": LOWER, "pools": [f"s3://{POOL}"]}
     made = httpx.post(address, json={"parameters": asked})
     assert made.status_code == 201
-    assert made.json()["parameters"] == asked | {"plan": PLAN.to_dict()}
+    assert made.json()["parameters"] == asked | {"plan": PLAN.to_dict(), "precision": 0.9}
     with worlds.rows_of(shortlisted) as world, worlds.inside(world):
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "flow-run", "execute", made.json()["id"]],

@@ -412,7 +412,9 @@ def judge(scene: Scene, rows: Sequence[Any]) -> None:
         if name in scene.near:
             right.append(Wish(one.key, image=one.sha256, label=name, version=one.version))
         else:
-            wrong.append(Wish(one.key, image=one.sha256, version=one.version))
+            wrong.append(
+                Wish(one.key, image=one.sha256, version=one.version, offered=one.label)
+            )
     if right:
         labelling.label(right, BY)
     if wrong:
