@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks.stories import study
 from benchmarks.stories.study import Found, Run, Setup
 from vision.failures import evenly
-from vision.network import build
 from vision.plan import Augmentation, Plan
 
 STORY = "ladder"
@@ -90,22 +89,13 @@ def run(setup: Setup, data: Path) -> Found:
     plan = plan_of(setup, data)
     pictures = study.pictures(data / "caltech101_max40", plan.geometry)
     parts = split(pictures, setup["seed"])
-    trained = train(plan, pictures, parts)
+    trained = study.trained_anew(plan, pictures, parts)
     if setup["probe"]:
         return {row: {"validation": trained.epochs[-1].validation_accuracy}}
     if row != PHASED:
         return {row: figures(trained, plan, pictures, parts)}
-    plain, aimed = study.beside_aimed(
-        trained, plan, pictures, parts, lambda plan: train(plan, pictures, parts),
-        lambda trained, plan: figures(trained, plan, pictures, parts),
-    )
+    plain, aimed = study.beside_aimed(trained, plan, pictures, parts, figures)
     return {row: plain, AIMED: aimed}
-
-
-def train(plan: Plan, pictures: study.Pictures, parts: dict[str, list[str]]) -> study.Trained:
-    """From the ImageNet weights."""
-    network = build(plan, sorted({pictures.labels[one] for one in parts["train"]}))
-    return study.trained(network, plan, pictures, parts["train"], parts["validation"])
 
 
 def plan_of(setup: Setup, data: Path) -> Plan:

@@ -17,7 +17,6 @@ from typing import Any
 from benchmarks.stories import study
 from benchmarks.stories.study import Found, Run, Setup
 from vision.failures import evenly
-from vision.network import build
 from vision.plan import Augmentation, Interpolation, Plan
 
 STORY = "little-data"
@@ -92,20 +91,11 @@ def run(setup: Setup, data: Path) -> Found:
     plan = plan_of(setup, way, data)
     pictures = study.pictures(data / "cats_dogs", plan.geometry, PARTS)
     parts = split(pictures, setup)
-    trained = train(plan, pictures, parts)
+    trained = study.trained_anew(plan, pictures, parts)
     if AIMED not in setup["ways"]:
         return {way: figures(trained, plan, pictures, parts)}
-    plain, aimed = study.beside_aimed(
-        trained, plan, pictures, parts, lambda plan: train(plan, pictures, parts),
-        lambda trained, plan: figures(trained, plan, pictures, parts),
-    )
+    plain, aimed = study.beside_aimed(trained, plan, pictures, parts, figures)
     return {way: plain, AIMED: aimed}
-
-
-def train(plan: Plan, pictures: study.Pictures, parts: dict[str, list[str]]) -> study.Trained:
-    """From the plan's start."""
-    network = build(plan, sorted(set(pictures.labels.values())))
-    return study.trained(network, plan, pictures, parts["train"], parts["validation"])
 
 
 def plan_of(setup: Setup, way: str, data: Path) -> Plan:

@@ -34,7 +34,7 @@ from vision.failures import TRANSFORMATIONS, Grade, aimed, derive, sensitivities
 from vision.fitting import Epoch, Examples, fit
 from vision.grades import answered, bend
 from vision.images import square
-from vision.network import class_names_of
+from vision.network import build, class_names_of
 from vision.plan import Geometry, Plan
 from vision.prediction import Forward, predict
 from vision.runtime import plain, ready
@@ -47,6 +47,7 @@ AT_ONCE = 64
 
 Setup = dict[str, Any]
 Found = dict[str, Any]
+Parts = dict[str, list[str]]  # pictures by the part that they play
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ def trained(
                    time.process_time() - computed)  # fmt: skip
 
 
+def trained_anew(plan: Plan, pictures: Pictures, parts: Parts) -> Trained:
+    """From the plan's start: its weights, or at random. parts: has `train` and `validation`."""
+    network = build(plan, sorted({pictures.labels[one] for one in parts["train"]}))
+    return trained(network, plan, pictures, parts["train"], parts["validation"])
+
+
 def answers(
     network: torch.nn.Module, plan: Plan, pictures: Pictures, images: Sequence[str]
 ) -> Answers:
@@ -223,22 +230,22 @@ def aimed_at_failures(
 
 
 def beside_aimed(
-    first: Trained, plan: Plan, pictures: Pictures, parts: Mapping[str, Sequence[str]],
-    train: Callable[[Plan], Trained], figures: Callable[[Trained, Plan], Found],
+    first: Trained, plan: Plan, pictures: Pictures, parts: Parts,
+    figures: Callable[[Trained, Plan, Pictures, Parts], Found],
 ) -> tuple[Found, Found]:
     """Figures of a network and of the one trained next, by the plan aimed at its failures.
 
     parts: has `validation`, where failures are looked for, and `tried`, which is bent in the end.
     """
-    plain = figures(first, plan)
+    plain = figures(first, plan, pictures, parts)
     plain["bent"] = bent_accuracy(first.network, plan, pictures, parts["tried"])
     aimed = aimed_at_failures(first.network, plan, pictures, parts["validation"])
     then = {**plain, "reasons": list(aimed.reasons),
             "analysis_seconds": round(aimed.core_seconds, 1)}  # fmt: skip
     if aimed.plan != plan:  # else the same plan, pictures and seed give the same network
-        second = train(aimed.plan)
+        second = trained_anew(aimed.plan, pictures, parts)
         bent = bent_accuracy(second.network, plan, pictures, parts["tried"])
-        then |= {**figures(second, aimed.plan), "bent": bent}
+        then |= {**figures(second, aimed.plan, pictures, parts), "bent": bent}
     return plain, then
 
 
