@@ -6,7 +6,8 @@ on and in the benchmark, no deployment without a passed verdict) are triggers in
 
 from __future__ import annotations
 
-from datetime import datetime
+import uuid
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -18,6 +19,8 @@ from sqlalchemy import (
     Identity,
     Index,
     MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
     Text,
     UniqueConstraint,
     func,
@@ -30,6 +33,10 @@ PURPOSES = ("nightly", "throwaway", "control", "pretrain", "bakeoff")
 SPLITS = ("train", "validation", "test", "held")
 ORIGINS = ("real", "staged", "synthetic")
 LOOKS = ("bakeoff", "control", "evaluation")
+SCOPES = ("predict", "review", "admin")
+REVIEWED = ("transaction", "identification", "evaluation")
+REVIEW_VERDICTS = ("right", "wrong", "bad image", "cannot tell")
+STREAMS = ("random", "doubt", "chosen")
 # A program may propose a label; only what begins otherwise can be a person who gives one.
 BY_A_PERSON = r"{0} ~ '\S' AND {0} !~* '^\s*(model|version|regraft)\s*:'"
 
@@ -288,9 +295,7 @@ class Image(Base):
         Index(
             "ix_images_made",
             "class_id",
-            postgresql_where=text(
-                "withdrawn_at IS NULL AND split <> 'held' AND origin <> 'real'"
-            ),
+            postgresql_where=text("withdrawn_at IS NULL AND split <> 'held' AND origin <> 'real'"),
         ),
         Index(
             "ix_images_line",
@@ -1337,3 +1342,232 @@ class PoolMove(Base):
     act_id: Mapped[int] = mapped_column(
         ForeignKey("pool_acts.id"), primary_key=True, autoincrement=False
     )
+
+
+# --- serving --------------------------------------------------------------------------------
+
+
+class ApiKey(Base):
+    """A key that a client shows; its digest alone is kept. It counts until it is revoked."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("length(digest) = 64", name="digest_is_hex"),
+        CheckConstraint(
+            "cardinality(scopes) > 0 AND scopes <@ ARRAY['predict', 'review', 'admin']",
+            name="scopes_known",
+        ),
+        CheckConstraint("(revoked_at IS NULL) = (revoked_by IS NULL)", name="revoked_by_somebody"),
+        CheckConstraint(r"name ~ '\S'", name="named"),
+    )
+
+    id: Mapped[int] = number()
+    name: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    made_by: Mapped[str]
+    made_at: Mapped[datetime] = now()
+    revoked_at: Mapped[datetime | None]
+    revoked_by: Mapped[str | None]
+
+
+class Transaction(Base):
+    """One prediction served, for one picture; one partition for each month.
+
+    id: a UUID of version 7, made where it was answered; at: when that was. request_id: the client's
+    own name of the request, if it gave one; ordinal: which picture of the request this is. client:
+    the name of its key, or `local`. shown: whether the threshold lets it be shown; NULL without
+    one. image_key: where its bytes are kept. draw: the chance that it had to come into the random
+    stream of reviews, where it did; NULL elsewhere.
+    """
+
+    __tablename__ = "transactions"
+    __table_args__ = (
+        PrimaryKeyConstraint("at", "id"),
+        share("confidence"),
+        shares("top_confidences"),
+        finite("latency_seconds"),
+        CheckConstraint(
+            "predicted = top_labels[1] AND confidence = top_confidences[1] "
+            "AND cardinality(top_labels) = cardinality(top_confidences)",
+            name="best_first",
+        ),
+        CheckConstraint("length(sha256) = 64", name="sha256_is_hex"),
+        CheckConstraint("draw > 0 AND draw <= 1", name="draw_is_chance"),
+        Index("ix_transactions_id", "id"),
+        Index("ix_transactions_version", "version_id", text("at DESC")),
+        Index("ix_transactions_class", "predicted", text("at DESC")),
+        Index(
+            "ix_transactions_doubt", "confidence", postgresql_where=text("image_key IS NOT NULL")
+        ),
+        Index("ix_transactions_drawn", "at", postgresql_where=text("draw IS NOT NULL")),
+        {"postgresql_partition_by": "RANGE (at)"},
+    )
+
+    id: Mapped[uuid.UUID]
+    at: Mapped[datetime]
+    request_id: Mapped[str | None]
+    ordinal: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    client: Mapped[str]
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    sha256: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    predicted: Mapped[str]
+    confidence: Mapped[float] = mapped_column(REAL)
+    top_labels: Mapped[list[str]]
+    top_confidences: Mapped[list[float]]
+    shown: Mapped[bool | None]
+    latency_seconds: Mapped[float] = mapped_column(REAL)
+    image_key: Mapped[str | None]
+    draw: Mapped[float | None] = mapped_column(REAL)
+
+
+class ServedRequest(Base):
+    """A request that its client named, so that the same one is answered once.
+
+    Its transactions are those of this time and this name. body_digest tells a repeated request
+    from another one under the same name.
+    """
+
+    __tablename__ = "served_requests"
+    __table_args__ = (Index("ix_served_requests_at", "at"),)
+
+    client: Mapped[str] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    body_digest: Mapped[str]
+
+
+class UsageDay(Base):
+    """What one client asked one version on one day (UTC), counted as transactions are written.
+
+    It outlives them: retention drops transactions, never their counts.
+    """
+
+    __tablename__ = "usage_days"
+    __table_args__ = (
+        CheckConstraint("shown BETWEEN 0 AND transactions", name="shown_of_transactions"),
+        finite("latency_sum"),
+        finite("latency_max"),
+    )
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    client: Mapped[str] = mapped_column(primary_key=True)
+    transactions: Mapped[int] = mapped_column(BigInteger)
+    shown: Mapped[int] = mapped_column(BigInteger)
+    latency_sum: Mapped[float]
+    latency_max: Mapped[float]
+
+
+class PredictedDay(Base):
+    """How often one version answered a class on one day (UTC) in one tenth of confidence.
+
+    band: 0 for a confidence under 0.1 up to 9 for 0.9 and above.
+    """
+
+    __tablename__ = "predicted_days"
+    __table_args__ = (
+        CheckConstraint("band BETWEEN 0 AND 9", name="band_is_tenth"),
+        finite("confidence_sum"),
+        Index("ix_predicted_days_class", "predicted", "day"),
+    )
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    predicted: Mapped[str] = mapped_column(primary_key=True)
+    band: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    transactions: Mapped[int] = mapped_column(BigInteger)
+    confidence_sum: Mapped[float]
+
+
+class LogGap(Base):
+    """Transactions that were answered and could not be kept: how many, when and why."""
+
+    __tablename__ = "log_gaps"
+    __table_args__ = (CheckConstraint("dropped > 0", name="dropped_some"),)
+
+    id: Mapped[int] = number()
+    began_at: Mapped[datetime]
+    ended_at: Mapped[datetime]
+    dropped: Mapped[int] = mapped_column(BigInteger)
+    why: Mapped[str]
+
+
+# --- reviews --------------------------------------------------------------------------------
+
+
+class Review(Base):
+    """A person's verdict on one answer; written once, and of one person the newest speaks.
+
+    It names the answer by subject and carries what was answered, so that it outlives transactions
+    that retention drops. label: what the picture is, where it is right or wrong and somebody knows.
+    blind: the person saw the picture without the answer. stream: `random` has the chance with which
+    the answer came in, and alone estimates accuracy in use; `doubt` came from a queue; `chosen` by
+    hand.
+    """
+
+    __tablename__ = "reviews"
+    __table_args__ = (
+        one_of("subject", REVIEWED),
+        one_of("verdict", REVIEW_VERDICTS),
+        one_of("stream", STREAMS),
+        CheckConstraint(
+            "(subject = 'transaction') = (transaction_id IS NOT NULL) "
+            "AND (subject = 'transaction') = (transaction_at IS NOT NULL) "
+            "AND (subject = 'evaluation') = (evaluation_id IS NOT NULL)",
+            name="subject_named",
+        ),
+        CheckConstraint(
+            "CASE verdict WHEN 'right' THEN label = predicted "
+            "WHEN 'wrong' THEN label IS NULL OR label <> predicted ELSE label IS NULL END",
+            name="label_fits_verdict",
+        ),
+        CheckConstraint(
+            "(stream = 'random') = (probability IS NOT NULL) "
+            "AND (probability IS NULL OR probability > 0 AND probability <= 1)",
+            name="random_has_chance",
+        ),
+        CheckConstraint(BY_A_PERSON.format("reviewed_by"), name="reviewed_by_person"),
+        share("confidence"),
+        Index("ix_reviews_transaction", "transaction_id", text("id DESC")),
+        Index("ix_reviews_picture", "sha256", "version_id", text("id DESC")),
+        Index("ix_reviews_version", "version_id", "stream"),
+    )
+
+    id: Mapped[int] = number()
+    subject: Mapped[str]
+    transaction_id: Mapped[uuid.UUID | None]
+    transaction_at: Mapped[datetime | None]
+    evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("evaluations.id"))
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    sha256: Mapped[str]
+    predicted: Mapped[str]
+    confidence: Mapped[float] = mapped_column(REAL)
+    verdict: Mapped[str]
+    label: Mapped[str | None]
+    blind: Mapped[bool]
+    stream: Mapped[str]
+    probability: Mapped[float | None] = mapped_column(REAL)
+    note: Mapped[str | None]
+    reviewed_by: Mapped[str]
+    reviewed_at: Mapped[datetime] = now()
+
+
+class Challenge(Base):
+    """A picture of the library that a person keeps as a hard case; its newest row speaks."""
+
+    __tablename__ = "challenges"
+    __table_args__ = (
+        one_of("act", ("keep", "drop")),
+        CheckConstraint(BY_A_PERSON.format("done_by"), name="done_by_person"),
+        Index("ix_challenges_sha256", "sha256", text("id DESC")),
+    )
+
+    id: Mapped[int] = number()
+    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
+    act: Mapped[str]
+    why: Mapped[str | None]
+    done_by: Mapped[str]
+    done_at: Mapped[datetime] = now()
