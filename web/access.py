@@ -1,12 +1,12 @@
 """Who may ask: keys with scopes, and nobody's key on this machine's own loopback.
 
-`router = APIRouter(dependencies=[Depends(allowed("review"))])` guards a router; a handler that wants
-to know who asks takes `client: Annotated[Client, Depends(allowed("review"))]`.
+`router = APIRouter(dependencies=[Depends(allowed("review"))])` guards a router; a handler that
+wants to know who asks takes `client: Annotated[Client, Depends(allowed("review"))]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -87,11 +87,11 @@ def _without_port(host: str) -> str:
     return name if name and port.isdigit() else host
 
 
-def allowed(*scopes: str) -> Callable[..., Client]:
+def allowed(*scopes: str) -> Callable[..., Awaitable[Client]]:
     """A dependency that gives the client, provided that its key has one of these scopes."""
     wanted = " or ".join(scopes)
 
-    def check(
+    async def check(  # or each would cost a thread
         request: Request,
         shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Client:
