@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 
 from infra.database import SchemaMismatch, Unreachable
 from infra.storage import BadKey, Gone, StorageError
-
 from vision.export import BadExport
 
 log = logging.getLogger("regraft.web")
