@@ -199,13 +199,14 @@ _APPEND = f"""
             confidence_sum = d.confidence_sum + excluded.confidence_sum),
     used AS (
         INSERT INTO usage_days AS d
-            (day, version_id, client, transactions, shown, latency_sum, latency_max)
+            (day, version_id, client, transactions, shown, confidence_sum, latency_sum, latency_max)
         SELECT day, version_id, client, count(*), count(*) FILTER (WHERE shown),
-               sum(latency_seconds::float8), max(latency_seconds)
+               sum(confidence::float8), sum(latency_seconds::float8), max(latency_seconds)
         FROM came GROUP BY day, version_id, client ORDER BY day, version_id, client
         ON CONFLICT (day, version_id, client) DO UPDATE
         SET transactions = d.transactions + excluded.transactions,
             shown = d.shown + excluded.shown,
+            confidence_sum = d.confidence_sum + excluded.confidence_sum,
             latency_sum = d.latency_sum + excluded.latency_sum,
             latency_max = greatest(d.latency_max, excluded.latency_max))
     SELECT count(*) FROM came

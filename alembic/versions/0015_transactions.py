@@ -169,6 +169,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("draw IS NOT NULL"),
     )
     op.create_index("ix_transactions_id", "transactions", ["id"], unique=False)
+    # The order of the random stream: fixed, and knowing nothing of what was answered or when.
+    op.create_index(
+        "ix_transactions_random",
+        "transactions",
+        [sa.literal_column("sha256(uuid_send(id))")],
+        unique=False,
+        postgresql_where=sa.text("draw IS NOT NULL AND image_key IS NOT NULL"),
+    )
     op.create_index(
         "ix_transactions_version",
         "transactions",
@@ -182,8 +190,13 @@ def upgrade() -> None:
         sa.Column("client", sa.Text(), nullable=False),
         sa.Column("transactions", sa.BigInteger(), nullable=False),
         sa.Column("shown", sa.BigInteger(), nullable=False),
+        sa.Column("confidence_sum", sa.Float(), nullable=False),
         sa.Column("latency_sum", sa.Float(), nullable=False),
         sa.Column("latency_max", sa.Float(), nullable=False),
+        sa.CheckConstraint(
+            "confidence_sum >= 0 AND confidence_sum < 'Infinity'",
+            name=op.f("ck_usage_days_confidence_sum_is_finite"),
+        ),
         sa.CheckConstraint(
             "latency_max >= 0 AND latency_max < 'Infinity'",
             name=op.f("ck_usage_days_latency_max_is_finite"),
