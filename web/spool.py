@@ -211,3 +211,8 @@ class Spool:
 def _rows_of(name: str) -> int:
     """How many rows a segment has, by its name."""
     return int(name.split("-")[1])
+
+
+def spooled(folder: Path) -> int:
+    """How many rows wait in the spools under a folder, which need not be there."""
+    return sum(_rows_of(path.name) for path in folder.glob(f"*/*{ENDING}"))
