@@ -1425,6 +1425,12 @@ class Transaction(Base):
             "ix_transactions_doubt", "confidence", postgresql_where=text("image_key IS NOT NULL")
         ),
         Index("ix_transactions_drawn", "at", postgresql_where=text("draw IS NOT NULL")),
+        # the order of the random stream: fixed, and knowing nothing of what was answered or when
+        Index(
+            "ix_transactions_random",
+            text("sha256(uuid_send(id))"),
+            postgresql_where=text("draw IS NOT NULL AND image_key IS NOT NULL"),
+        ),
         {"postgresql_partition_by": "RANGE (at)"},
     )
 
@@ -1472,6 +1478,7 @@ class UsageDay(Base):
     __tablename__ = "usage_days"
     __table_args__ = (
         CheckConstraint("shown BETWEEN 0 AND transactions", name="shown_of_transactions"),
+        finite("confidence_sum"),
         finite("latency_sum"),
         finite("latency_max"),
     )
@@ -1481,6 +1488,7 @@ class UsageDay(Base):
     client: Mapped[str] = mapped_column(primary_key=True)
     transactions: Mapped[int] = mapped_column(BigInteger)
     shown: Mapped[int] = mapped_column(BigInteger)
+    confidence_sum: Mapped[float]
     latency_sum: Mapped[float]
     latency_max: Mapped[float]
 
@@ -1517,6 +1525,18 @@ class LogGap(Base):
     ended_at: Mapped[datetime]
     dropped: Mapped[int] = mapped_column(BigInteger)
     why: Mapped[str]
+
+
+class LogRetention(Base):
+    """That transactions of before a day (UTC) were dropped, and pictures of before a time."""
+
+    __tablename__ = "log_retentions"
+
+    id: Mapped[int] = number()
+    transactions_before: Mapped[date]
+    images_before: Mapped[datetime]
+    done_by: Mapped[str]
+    done_at: Mapped[datetime] = now()
 
 
 # --- reviews --------------------------------------------------------------------------------
