@@ -48,6 +48,7 @@ def web(
     from web.app import create_app
     from web.rules import Rules
     from web.server import is_loopback, serve
+    from web.transaction_log import open_log
 
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
@@ -62,7 +63,7 @@ def web(
     )
     _say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "
          "`regraft key make NAME --scope predict`"))  # fmt: skip
-    serve(create_app(rules), host, port)
+    serve(create_app(rules, open_log() if log else None), host, port)
 
 
 @key_app.command()

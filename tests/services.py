@@ -27,9 +27,9 @@ from vision import network
 from vision.export import export
 from vision.plan import Plan
 from web.app import create_app
-from web.predictor import Log
 from web.rules import Rules
 from web.server import options
+from web.transaction_log import TransactionLog
 
 NAMES = ("circle", "cross", "ring", "square")
 PLAN = Plan(architecture="test_resnet", recipe="scratch", image_size=32)
@@ -131,7 +131,7 @@ class Service:
 
 
 @contextmanager
-def serving(rules: Rules | None = None, log: Log | None = None) -> Iterator[Service]:
+def serving(rules: Rules | None = None, log: TransactionLog | None = None) -> Iterator[Service]:
     """A real server in a thread for the block; it serves the world that was entered."""
     app = create_app(rules, log)
     with closing(socket.socket()) as listening:

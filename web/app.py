@@ -14,13 +14,14 @@ from web.access import Access
 from web.bounds import Bounds
 from web.errors import answer_errors
 from web.metrics import Counted, Metrics
-from web.predictor import Log, Predictor
+from web.predictor import Predictor
 from web.rules import Rules
+from web.transaction_log import TransactionLog
 
 ABOUT = "Ask the image classifier that serves, and look at how it does."
 
 
-def create_app(rules: Rules | None = None, log: Log | None = None) -> FastAPI:
+def create_app(rules: Rules | None = None, log: TransactionLog | None = None) -> FastAPI:
     """The application by these rules; what it needs is started with it and ends with it.
 
     log: where answers are kept; it is closed with the application. None keeps nothing.

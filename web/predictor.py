@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
 import time
-import uuid
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 from fastapi import HTTPException
 
 from infra.storage import StorageError
-from records.transactions import Transaction
+from records.transactions import Transaction, new_id
 from vision.images import BadImage, Pixels, Seen, see
 from vision.network import BadCheckpoint
 from vision.plan import BadPlan
@@ -32,37 +31,19 @@ from web.errors import AGAIN
 from web.explanations import Explainer
 from web.metrics import Metrics
 from web.rules import Rules
+from web.transaction_log import TransactionLog
 
 log = logging.getLogger("regraft.web")
 
 # So many of the best classes are logged of each picture, though its client wants fewer.
 LOGGED = 5
-
-
-class Log(Protocol):
-    """Where answers are remembered, such as `web.transaction_log.TransactionLog`.
-
-    written: rows in Postgres; waiting: in memory; spooled: on this machine's disk; dropped: lost.
-    """
-
-    written: int
-    waiting: int
-    spooled: int
-    dropped: int
-
-    def put(self, rows: Sequence[Transaction], images: Sequence[bytes | None]) -> None:
-        """Keep these answers with their pictures; never blocks, never raises."""
-
-    def answered(
-        self, client: str, request_id: str, body_digest: str
-    ) -> Sequence[Transaction] | None:
-        """What a request of this name was answered before, or None.
-
-        Raises a LookupError or ValueError of ours for another body under the same name.
-        """
-
-    def close(self) -> None:
-        """Write what waits, and end."""
+# Of `web.transaction_log.Counts`, as Prometheus is told them.
+LOG_FIGURES = {
+    "written": "Answers that this process has written into Postgres.",
+    "waiting": "Answers that wait in memory.",
+    "spooled": "Answers that wait on disk.",
+    "dropped": "Answers that were lost.",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +66,9 @@ class Answered:
 class Predictor:
     """Whatever a prediction needs, for as long as the application lives."""
 
-    def __init__(self, rules: Rules, access: Access, metrics: Metrics, log: Log | None) -> None:
+    def __init__(
+        self, rules: Rules, access: Access, metrics: Metrics, log: TransactionLog | None
+    ) -> None:
         """log: None keeps nothing of what is answered."""
         self.rules, self._log = rules, log
         cores = len(os.sched_getaffinity(0))
@@ -125,10 +108,8 @@ class Predictor:
         watch("regraft_behind_seconds", "Since when the database was not read, or not followed.",
               lambda: time.monotonic() - follower.seen_at)  # fmt: skip
         if kept is not None:
-            watch("regraft_log_written", "Answers in Postgres.", lambda: kept.written)
-            watch("regraft_log_waiting", "Answers that wait in memory.", lambda: kept.waiting)
-            watch("regraft_log_spooled", "Answers that wait on disk.", lambda: kept.spooled)
-            watch("regraft_log_dropped", "Answers that were lost.", lambda: kept.dropped)
+            for name, what in LOG_FIGURES.items():
+                watch(f"regraft_log_{name}", what, functools.partial(_count, kept, name))
 
     def refuse_at_the_door(self) -> None:
         """Raise HTTPException 503 before a body is read, where there is no room for any picture."""
@@ -192,7 +173,7 @@ class Predictor:
             columns.append(int(found[0]))
             rows.append(
                 Transaction(
-                    id=uuid7(at),
+                    id=new_id(at, client.name, request_id, ordinal),
                     at=at,
                     client=client.name,
                     version=serving.version_id,
@@ -287,6 +268,10 @@ class Predictor:
             yield
 
 
+def _count(log: TransactionLog, name: str) -> float:
+    return float(getattr(log.counts, name))
+
+
 def _busy() -> HTTPException:
     return HTTPException(503, "too many pictures wait already: try again soon", AGAIN)
 
@@ -299,13 +284,3 @@ def _digest(pictures: Sequence[Named], top: int, explain: bool) -> str:
     """Of what was asked for, whatever it was wrapped in: a form has other bytes each time."""
     parts = [hashlib.sha256(body).hexdigest() for _, body in pictures]
     return hashlib.sha256(f"{parts} {top} {explain}".encode()).hexdigest()
-
-
-def uuid7(at: datetime) -> uuid.UUID:
-    """A random UUID that begins with its time: rows made together lie together."""
-    milliseconds = int(at.timestamp() * 1000)
-    random = int.from_bytes(os.urandom(10))
-    value = milliseconds << 80 | random
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return uuid.UUID(int=value)
