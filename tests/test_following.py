@@ -125,11 +125,8 @@ def away(world: World, gone: bool) -> None:
     worlds._administer(
         world.services, f"ALTER DATABASE {{}} ALLOW_CONNECTIONS {str(not gone).lower()}", name
     )
-    worlds._administer(
-        world.services,
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-        f"WHERE datname = '{name}'",  # noqa: S608  (the name is ours)
-    )
+    cut = f"SELECT pg_terminate_backend(pid, 9000) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608  (a name of ours)
+    worlds._administer(world.services, cut)
 
 
 def test_predictions_go_on_while_postgres_is_away(world: World) -> None:
