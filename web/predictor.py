@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 from fastapi import HTTPException
 
+from infra import settings
 from infra.storage import StorageError
 from records.transactions import Transaction, new_id
 from vision.images import BadImage, Pixels, Seen, see
@@ -71,7 +72,7 @@ class Predictor:
     ) -> None:
         """log: None keeps nothing of what is answered."""
         self.rules, self._log = rules, log
-        cores = len(os.sched_getaffinity(0))
+        cores = settings.load().threads or len(os.sched_getaffinity(0))
         self.follower = Follower(access, rules.precision, 1, rules.batch)
         self._batches = Batches(cores, rules.batch, rules.linger_seconds, metrics.batches.observe)
         self._decoding = ThreadPoolExecutor(cores, "regraft-decode")
