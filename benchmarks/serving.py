@@ -76,10 +76,12 @@ def main() -> None:
         folder.mkdir()
         for number, body in enumerate(bodies):
             (folder / f"{number:04}.jpg").write_bytes(body)
-        checkpoint, served = deploy(Path(scratch))
-        found, limits = rounds(contenders(checkpoint), folder, served, bodies, given.size)
+        made = deploy(Path(scratch))
+        found, limits = rounds(
+            contenders(made.checkpoint), folder, made.alone, bodies, given.size
+        )
         rows = tuple(_rows(found, limits))
-        notes = (_log_note(found), _decoding_note(served, bodies))
+        notes = (_log_note(), _decoding_note(made.alone, bodies))
     part = Part(PART, "Serving", rows, notes, (), bench.facts())
     if given.size == SECONDS:
         part.save()
@@ -87,32 +89,53 @@ def main() -> None:
         print(part)
 
 
-def deploy(scratch: Path) -> tuple[Path, Served]:
-    """A version that serves; its checkpoint, and its file on one core as serving loads it."""
+@dataclass(frozen=True)
+class Deployed:
+    """A version; its checkpoint, and its file on one core as serving loads it."""
+
+    version: int
+    checkpoint: Path
+    alone: Served
+
+
+def deploy(scratch: Path, plan: Plan = PLAN, serve: bool = True) -> Deployed:
+    """A version of this plan with its file for serving; serve: it is the champion, too."""
     from infra import database
     from records import versions
     from tasks import checkpoints, serving
 
-    an_evaluation()  # the run and the snapshot that a version names
-    path = scratch / "network.safetensors"
-    digest = save(build(PLAN, NAMES), path, PLAN, NAMES)
+    with database.connect().transaction() as session:
+        known = session.connection().exec_driver_sql("SELECT count(*) FROM runs").scalar()
+    if not known:
+        an_evaluation()  # the run and the snapshot that a version names
+    path = scratch / f"network-{plan.seed}.safetensors"
+    digest = save(build(plan, NAMES), path, plan, NAMES)
     checkpoints.store(path, digest)
     with database.connect().transaction() as session:
         number = versions.candidate(
-            session, 1, "nightly", None, "d", PLAN.to_dict(), PLAN.digest(), list(NAMES)
+            session, 1, "nightly", None, "d", plan.to_dict(), plan.digest(), list(NAMES)
         )
         versions.trained(session, number, digest, {}, {}, 1.0, None)
     serving.prepare(number)
+    alone = Served(serving.written(checkpoints.load(number), digest).read_bytes(), threads=1)
+    if serve:
+        append(number, "promotion")
+    return Deployed(number, path, alone)
+
+
+def append(version: int, kind: str) -> None:
+    """Append a version to the deployment log, as if a night had judged it."""
+    from infra import database
+
     with database.connect().transaction() as session:
         act = session.connection().exec_driver_sql
-        act("SET LOCAL session_replication_role = replica")  # as if a night had judged it
+        act("SET LOCAL session_replication_role = replica")
         act(
-            "INSERT INTO deployments (version_id, purpose, verdict_id, kind, deployed_by, why) "
-            "VALUES (%s, 'nightly', 1, 'promotion', 'a benchmark', 'to be measured')",
-            (number,),
+            "INSERT INTO deployments (version_id, purpose, previous_id, verdict_id, kind, "
+            "deployed_by, why) VALUES (%s, 'nightly', (SELECT max(id) FROM deployments), %s, %s, "
+            "'a benchmark', 'to be measured')",
+            (version, version, kind),
         )
-    alone = Served(serving.written(checkpoints.load(number), digest).read_bytes(), threads=1)
-    return path, alone
 
 
 def contenders(checkpoint: Path) -> dict[str, tuple[Command, str]]:
@@ -151,7 +174,7 @@ def rounds(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             command, path = known[name]
-            with running(command) as port:
+            with running(command) as (port, _):
                 load(port, path, folder, max(CLIENTS), WARM_UP_SECONDS)
                 for clients in CLIENTS:
                     one = load(port, path, folder, clients, seconds)
@@ -163,13 +186,16 @@ def rounds(
 
 
 @contextmanager
-def running(command: Command) -> Iterator[int]:
-    """A server in a process of its own, as soon as it listens; it is stopped in order."""
+def running(command: Command) -> Iterator[tuple[int, int]]:
+    """A server in a process of its own, as soon as it listens: its port and its number.
+
+    It is stopped in order.
+    """
     port = _free_port()
     process = subprocess.Popen(command(port), start_new_session=True)
     try:
         _wait_for(port, process)
-        yield port
+        yield port, process.pid
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -291,7 +317,7 @@ def _failures(loads: list[Load]) -> str:
     return f"{failed} requests failed" if failed else ""
 
 
-def _log_note(found: Mapping[tuple[str, int], list[Load]]) -> str:
+def _log_note() -> str:
     from infra import database
 
     with database.connect().transaction() as session:

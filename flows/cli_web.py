@@ -45,9 +45,10 @@ def web(
     from flows.cli import _say
     from infra import database
     from records import deployments
+    from web.access import is_loopback
     from web.app import create_app
     from web.rules import Rules
-    from web.server import is_loopback, serve
+    from web.server import serve
     from web.transaction_log import open_log
 
     with database.connect().transaction() as session:

@@ -96,6 +96,8 @@ class Batches:
             serving, batch = self._queue[0].serving, []
             while self._queue and len(batch) < share and self._queue[0].serving is serving:
                 batch.append(self._queue.popleft())
+            if self._queue:
+                self._some.notify()
             return batch
 
     def _company(self) -> bool:

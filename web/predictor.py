@@ -172,6 +172,8 @@ class Predictor:
         for ordinal, (one, row) in enumerate(zip(seen, shares, strict=True)):
             found, confidences = best(row, max(top, LOGGED))
             columns.append(int(found[0]))
+            # six digits: what Postgres gives back is what was told
+            shares_told = tuple(round(float(share), 6) for share in confidences)
             rows.append(
                 Transaction(
                     id=new_id(at, client.name, request_id, ordinal),
@@ -182,9 +184,8 @@ class Predictor:
                     width=one.width,
                     height=one.height,
                     top_labels=tuple(names[column] for column in found),
-                    # six digits: what Postgres gives back is what was told
-                    top_confidences=tuple(round(float(share), 6) for share in confidences),
-                    shown=_shown(serving, float(confidences[0])),
+                    top_confidences=shares_told,
+                    shown=_shown(serving, shares_told[0]),
                     latency_seconds=seconds,
                     ordinal=ordinal,
                     request_id=request_id,

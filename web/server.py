@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from typing import Any
 
 import torch
@@ -87,13 +86,3 @@ def options() -> dict[str, Any]:
         "timeout_keep_alive": IDLE_SECONDS,
         "timeout_graceful_shutdown": STOP_SECONDS,
     }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches a server on this address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
