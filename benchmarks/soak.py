@@ -176,8 +176,8 @@ def judged(
         ),
         Row("From a deployment to its first answer", Figure("regraft", "s", tuple(live))),
     ), (
-        f"{asked:,} requests in {seconds / 60:.0f} minutes from {CLIENTS} clients, each answered as "
-        f"it must be; {len(kept):,} rows of {versions} versions in the log, each once: "
+        f"{asked:,} requests in {seconds / 60:.0f} minutes from {CLIENTS} clients, each answered "
+        f"as it must be; {len(kept):,} rows of {versions} versions in the log, each once: "
         f"the {len(set(told)):,} that clients were told, and {len(set(kept) - set(told)):,} whose "
         f"clients were cut off at the end. {figures['regraft_log_dropped']:.0f} answers were not "
         "logged. Three versions were promoted, and one was returned to.",
