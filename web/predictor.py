@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import HTTPException
+from fastapi.concurrency import run_in_threadpool
 
 from infra import settings
 from infra.storage import StorageError
@@ -236,7 +237,7 @@ class Predictor:
     ) -> Sequence[Transaction] | None:
         if self._log is None:
             return None
-        return await asyncio.to_thread(self._log.answered, client.name, request_id, digest)
+        return await run_in_threadpool(self._log.answered, client.name, request_id, digest)
 
     async def _again(
         self,
