@@ -52,10 +52,8 @@ async def pictures(request: Request, rules: Rules) -> list[Named]:
             async with asyncio.timeout(rules.answer_seconds):
                 return await _stored(request, keys, rules)
         except TimeoutError:
-            raise HTTPException(
-                503, f"S3 did not give {_one_of(keys)} within {rules.answer_seconds:g} s: try again",
-                AGAIN,
-            ) from None
+            late = f"S3 did not give {_one_of(keys)} within {rules.answer_seconds:g} s: try again"
+            raise HTTPException(503, late, AGAIN) from None
     else:
         said = f"content type {kind!r}" if kind else "no content type"
         raise HTTPException(415, f"{said}: {WAYS}")
