@@ -37,6 +37,7 @@ SCOPES = ("predict", "review", "admin")
 REVIEWED = ("transaction", "identification", "evaluation")
 REVIEW_VERDICTS = ("right", "wrong", "bad image", "cannot tell")
 STREAMS = ("random", "doubt", "chosen")
+IMAGE_ACTS = ("remove", "restore", "relabel", "keep", "drop")
 # A program may propose a label; only what begins otherwise can be a person who gives one.
 BY_A_PERSON = r"{0} ~ '\S' AND {0} !~* '^\s*(model|version|regraft)\s*:'"
 
@@ -1401,6 +1402,12 @@ class Transaction(Base):
             "ix_transactions_doubt", "confidence", postgresql_where=text("image_key IS NOT NULL")
         ),
         Index("ix_transactions_drawn", "at", postgresql_where=text("draw IS NOT NULL")),
+        # the order of the random stream: fixed, and knowing nothing of what was answered or when
+        Index(
+            "ix_transactions_random",
+            text("sha256(uuid_send(id))"),
+            postgresql_where=text("draw IS NOT NULL AND image_key IS NOT NULL"),
+        ),
         {"postgresql_partition_by": "RANGE (at)"},
     )
 
@@ -1502,10 +1509,10 @@ class Review(Base):
     """A person's verdict on one answer; written once, and of one person the newest speaks.
 
     It names the answer by subject and carries what was answered, so that it outlives transactions
-    that retention drops. label: what the picture is, where it is right or wrong and somebody knows.
-    blind: the person saw the picture without the answer. stream: `random` has the chance with which
-    the answer came in, and alone estimates accuracy in use; `doubt` came from a queue; `chosen` by
-    hand.
+    that retention drops, and evaluations that are made anew (evaluation_id is then of none). label:
+    what the picture is, where it is right or wrong and somebody knows. blind: the person saw the
+    picture without the answer. stream: `random` has the chance with which the answer came in, and
+    alone estimates accuracy in use; `doubt` came from a queue; `chosen` by hand.
     """
 
     __tablename__ = "reviews"
@@ -1533,6 +1540,12 @@ class Review(Base):
         share("confidence"),
         Index("ix_reviews_transaction", "transaction_id", text("id DESC")),
         Index("ix_reviews_picture", "sha256", "version_id", text("id DESC")),
+        Index(
+            "ix_reviews_person",
+            "reviewed_by",
+            "transaction_id",
+            postgresql_where=text("transaction_id IS NOT NULL"),
+        ),
         Index("ix_reviews_version", "version_id", "stream"),
     )
 
@@ -1540,7 +1553,7 @@ class Review(Base):
     subject: Mapped[str]
     transaction_id: Mapped[uuid.UUID | None]
     transaction_at: Mapped[datetime | None]
-    evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("evaluations.id"))
+    evaluation_id: Mapped[int | None] = mapped_column(BigInteger)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
     sha256: Mapped[str]
     predicted: Mapped[str]
@@ -1555,19 +1568,33 @@ class Review(Base):
     reviewed_at: Mapped[datetime] = now()
 
 
-class Challenge(Base):
-    """A picture of the library that a person keeps as a hard case; its newest row speaks."""
+class ImageAct(Base):
+    """What a person did with an image of the library; written once.
 
-    __tablename__ = "challenges"
+    remove: it is withdrawn from every later snapshot; restore: it is back. relabel: from_class is
+    to_class from then on. keep: it is a hard case, to be looked at in every version; drop: it is
+    none any more. version_id: whose answer had shown it.
+    """
+
+    __tablename__ = "image_acts"
     __table_args__ = (
-        one_of("act", ("keep", "drop")),
+        one_of("act", IMAGE_ACTS),
+        CheckConstraint(
+            "(act = 'relabel') = (from_class IS NOT NULL) "
+            "AND (act = 'relabel') = (to_class IS NOT NULL)",
+            name="relabel_goes_somewhere",
+        ),
+        CheckConstraint(r"why ~ '\S'", name="says_why"),
         CheckConstraint(BY_A_PERSON.format("done_by"), name="done_by_person"),
-        Index("ix_challenges_sha256", "sha256", text("id DESC")),
+        Index("ix_image_acts_sha256", "sha256", text("id DESC")),
     )
 
     id: Mapped[int] = number()
-    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
     act: Mapped[str]
-    why: Mapped[str | None]
+    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
+    from_class: Mapped[str | None]
+    to_class: Mapped[str | None]
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    why: Mapped[str]
     done_by: Mapped[str]
     done_at: Mapped[datetime] = now()

@@ -153,6 +153,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("draw IS NOT NULL"),
     )
     op.create_index("ix_transactions_id", "transactions", ["id"], unique=False)
+    # The order of the random stream: fixed, and knowing nothing of what was answered or when.
+    op.create_index(
+        "ix_transactions_random",
+        "transactions",
+        [sa.literal_column("sha256(uuid_send(id))")],
+        unique=False,
+        postgresql_where=sa.text("draw IS NOT NULL AND image_key IS NOT NULL"),
+    )
     op.create_index(
         "ix_transactions_version",
         "transactions",
