@@ -728,6 +728,25 @@ class EvaluationClass(Base):
     f1_high: Mapped[float | None]
 
 
+class EvaluationGroup(Base):
+    """How right an evaluation was on the images of one class, origin and sub-class.
+
+    Of images of the library alone, as they were when it was made; the benchmark knows neither.
+    """
+
+    __tablename__ = "evaluation_groups"
+    __table_args__ = (CheckConstraint("correct BETWEEN 0 AND images", name="correct_of_images"),)
+
+    evaluation_id: Mapped[int] = mapped_column(
+        ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
+    )
+    class_name: Mapped[str] = mapped_column(primary_key=True)
+    origin: Mapped[str] = mapped_column(primary_key=True)
+    sub_class: Mapped[str] = mapped_column(primary_key=True)
+    images: Mapped[int]
+    correct: Mapped[int]
+
+
 class ReliabilityBin(Base):
     """How right the answers of one band of confidence were, above `low` and at most `high`."""
 
@@ -1455,6 +1474,7 @@ class UsageDay(Base):
     __tablename__ = "usage_days"
     __table_args__ = (
         CheckConstraint("shown BETWEEN 0 AND transactions", name="shown_of_transactions"),
+        finite("confidence_sum"),
         finite("latency_sum"),
         finite("latency_max"),
     )
@@ -1464,6 +1484,7 @@ class UsageDay(Base):
     client: Mapped[str] = mapped_column(primary_key=True)
     transactions: Mapped[int] = mapped_column(BigInteger)
     shown: Mapped[int] = mapped_column(BigInteger)
+    confidence_sum: Mapped[float]
     latency_sum: Mapped[float]
     latency_max: Mapped[float]
 

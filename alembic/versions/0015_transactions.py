@@ -174,8 +174,13 @@ def upgrade() -> None:
         sa.Column("client", sa.Text(), nullable=False),
         sa.Column("transactions", sa.BigInteger(), nullable=False),
         sa.Column("shown", sa.BigInteger(), nullable=False),
+        sa.Column("confidence_sum", sa.Float(), nullable=False),
         sa.Column("latency_sum", sa.Float(), nullable=False),
         sa.Column("latency_max", sa.Float(), nullable=False),
+        sa.CheckConstraint(
+            "confidence_sum >= 0 AND confidence_sum < 'Infinity'",
+            name=op.f("ck_usage_days_confidence_sum_is_finite"),
+        ),
         sa.CheckConstraint(
             "latency_max >= 0 AND latency_max < 'Infinity'",
             name=op.f("ck_usage_days_latency_max_is_finite"),

@@ -16,7 +16,8 @@ TABLES = ("reviews", "image_acts")
 
 VIEWS = {
     # Of the random stream one row for each transaction: what people said of it, each person's
-    # newest word. right_share is NULL where nobody could tell right from wrong.
+    # newest word. right_share is NULL where nobody could tell right from wrong. A condition on
+    # transaction, time or version is met before anything is grouped.
     "random_verdicts": """
         SELECT transaction_id, transaction_at AS at, version_id, sha256, predicted, confidence,
                max(probability) AS chance, bool_or(blind) AS blind, count(*) AS people,
@@ -24,9 +25,11 @@ VIEWS = {
                    AS right_share,
                count(*) FILTER (WHERE verdict = 'bad image') AS bad_images,
                count(*) FILTER (WHERE verdict = 'cannot tell') AS cannot_tell
-        FROM (
-            SELECT DISTINCT ON (transaction_id, reviewed_by) * FROM reviews
-            WHERE stream = 'random' ORDER BY transaction_id, reviewed_by, id DESC) newest
+        FROM reviews r
+        WHERE stream = 'random' AND NOT EXISTS (
+            SELECT FROM reviews newer
+            WHERE newer.stream = 'random' AND newer.transaction_id = r.transaction_id
+              AND newer.reviewed_by = r.reviewed_by AND newer.id > r.id)
         GROUP BY transaction_id, transaction_at, version_id, sha256, predicted, confidence
     """,
     # Pictures of the library that somebody keeps as hard cases.
