@@ -404,6 +404,11 @@ class SnapshotClass(Base):
     """What one class had when the snapshot was frozen; `lacks` above 0 means it was left out."""
 
     __tablename__ = "snapshot_classes"
+    __table_args__ = (
+        Index(
+            "ix_snapshot_classes_lacking", "snapshot_digest", postgresql_where=text("lacks > 0")
+        ),
+    )
 
     snapshot_digest: Mapped[str] = mapped_column(ForeignKey("snapshots.digest"), primary_key=True)
     class_name: Mapped[str] = mapped_column(primary_key=True)
@@ -1568,6 +1573,7 @@ class Review(Base):
             postgresql_where=text("transaction_id IS NOT NULL"),
         ),
         Index("ix_reviews_version", "version_id", "stream"),
+        Index("ix_reviews_random", "transaction_at", postgresql_where=text("stream = 'random'")),
     )
 
     id: Mapped[int] = number()
