@@ -1528,6 +1528,18 @@ class LogGap(Base):
     why: Mapped[str]
 
 
+class LogRetention(Base):
+    """That transactions of before a day (UTC) were dropped, and pictures of before a time."""
+
+    __tablename__ = "log_retentions"
+
+    id: Mapped[int] = number()
+    transactions_before: Mapped[date]
+    images_before: Mapped[datetime]
+    done_by: Mapped[str]
+    done_at: Mapped[datetime] = now()
+
+
 # --- reviews --------------------------------------------------------------------------------
 
 
