@@ -51,6 +51,8 @@ Put = tuple[Transaction, bytes | None]
 class OtherRequest(ValueError):
     """A request has the name of another one; the message says so."""
 
+    status = 409
+
 
 @dataclass(frozen=True)
 class Counts:
