@@ -455,6 +455,38 @@ def test_history_on_the_command_line(
     assert "the first 1 rows" in terminal("history", "live", "--limit", "1")
 
 
+def test_history_over_http(past: Database) -> None:
+    """The same rows as JSON and CSV; what cannot be asked is one sentence; no key, no history."""
+    from fastapi.testclient import TestClient
+
+    from web.app import create_app
+    from web.rules import Rules
+
+    client = TestClient(create_app(), base_url="http://127.0.0.1")
+    for name, question in every():
+        path = f"/v1/history/{ {'compared': 'compare'}.get(name, name).replace('_', '-') }"
+        pair = {"version": 2, "other": 1} if name in ("compared", "flips") else {}
+        values = {"class_name": "zebra"} if name == "predicted" else pair
+        answer = client.get(path, params=values)
+        assert answer.status_code == 200, answer.text
+        rows = [dataclasses.asdict(row) for row in ask(past, question)]
+        told = json.loads(answer.text.replace('Z"', '+00:00"'))
+        assert told == json.loads(json.dumps(rows, default=questions._plain))
+        written = client.get(path, params={**values, "format": "csv"})
+        assert written.headers["content-type"] == "text/csv; charset=utf-8"
+        assert len(list(csv.DictReader(io.StringIO(written.text)))) == len(rows)
+    for asked, said in (
+        ("accuracy?since=2026-02-02&until=2026-02-01", "ends before it begins"),
+        ("accuracy?since=yesterday", "since"), ("usage?client=%00", "no text"),
+        ("compare?version=1", "other"), ("live?most=0", "ask for 1"),
+    ):  # fmt: skip
+        refused = client.get(f"/v1/history/{asked}")
+        assert refused.status_code == 422
+        assert said in refused.json()["detail"]
+    stranger = TestClient(create_app(Rules(loopback=False)), base_url="http://127.0.0.1")
+    assert stranger.get("/v1/history/usage").status_code == 401
+
+
 def test_the_dashboard_asks_what_there_is(past: Database) -> None:
     """Every query of the Grafana dashboard is answered, as the role that reads history alone."""
     dashboard = json.loads((ROOT / "infra" / "grafana" / "regraft.json").read_text())
