@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import worlds
 from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from flows import charts, questions
 from infra.database import Database
-from records import history
+from infra.embedded import Addresses
+from records import evaluations, history
 from records.history import BadQuestion, Question
 from vision.scores import ClassTransfer, estimate, interval, sums, transfer
 
@@ -525,3 +527,33 @@ def test_the_page_names_every_column(database: Database) -> None:
             with database.transaction() as session:
                 session.execute(text("SET LOCAL ROLE regraft_reader"))
                 session.connection().exec_driver_sql(example)
+
+
+def test_real_nights_have_a_history(
+    services: Addresses, template: str, prefect_server: str
+) -> None:
+    """What two nights left is counted as it was measured, by other code, when they were played."""
+    with worlds.story(services, template).done.transaction() as session:
+        newest, oldest = history.answered(session, history.accuracy(subject="test"))
+        assert (newest.version_id, oldest.version_id) == (2, 1)
+        for one in (newest, oldest):
+            assert one.first_live is not None
+            origins = history.answered(session, history.origins(version=one.version_id,
+                                                                subject="test"))  # fmt: skip
+            assert sum(row.images for row in origins) == one.images
+            assert sum(row.correct for row in origins) == round(one.accuracy * one.images)
+        served = history.answered(session, history.live())
+        assert [row.version_id for row in served] == [2, 1]
+        assert served[1].live_until == served[0].live_from
+        compared = history.answered(session, history.compare(2, 1))
+        assert {row.subject for row in compared} >= {"test", "benchmark"}
+        for row in compared:
+            if row.subject == "batch":
+                continue
+            told = evaluations.transfer_between(session, 2, 1, row.subject)
+            assert told is not None
+            assert (row.images, row.gained, row.lost) == (told.images, told.gained, told.lost)
+            assert (row.change_low, row.change_high) == pytest.approx(
+                (told.change_low, told.change_high)
+            )
+        assert [row.version_id for row in history.answered(session, history.growth())] == [2, 1]

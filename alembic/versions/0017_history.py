@@ -141,7 +141,7 @@ VIEWS = {
     """,
     "predicted": """
         SELECT p.day, p.version_id, coalesce(n.today, p.predicted) AS class_name,
-               p.predicted AS called, sum(p.transactions) AS transactions,
+               p.predicted AS called, sum(p.transactions)::bigint AS transactions,
                sum(p.confidence_sum) / nullif(sum(p.transactions), 0) AS mean_confidence
         FROM predicted_days p LEFT JOIN class_names n ON n.name = p.predicted
         GROUP BY p.day, p.version_id, p.predicted, n.today
@@ -218,7 +218,8 @@ ESTIMATE = """
         CROSS JOIN LATERAL (SELECT wwyy - 2 * e.share * wwy + e.share * e.share * ww AS apart) a
         CROSS JOIN LATERAL history.wilson(e.share, least(
             w * w / nullif(ww, 0),
-            CASE WHEN a.apart > 0 THEN e.share * (1 - e.share) * w * w / a.apart END)) i
+            CASE WHEN a.apart > 0 AND e.share > 0 AND e.share < 1
+                 THEN e.share * (1 - e.share) * w * w / a.apart END)) i
         WHERE w > 0
     $$
 """
