@@ -36,6 +36,7 @@ PARTS = {
     "snapshot": "benchmarks.snapshot",
     "copy": "benchmarks.copying",
     "find": "benchmarks.finding",
+    "history": "benchmarks.history",
     "start": "benchmarks.starting",
     "serve": "benchmarks.serving",
     "soak": "benchmarks.soak",

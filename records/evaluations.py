@@ -137,7 +137,18 @@ def record(
         "label_confidence", "top_labels", "top_confidences",
     ]  # fmt: skip
     copy_lines(session, "answers", columns, answer_lines(evaluation_id, answers))
+    session.execute(text(_GROUPED), {"evaluation": evaluation_id})
     return evaluation_id
+
+
+# Counted once: later the images may be others, and every page would count millions of answers.
+_GROUPED = """
+    INSERT INTO evaluation_groups (evaluation_id, class_name, origin, sub_class, images, correct)
+    SELECT a.evaluation_id, a.label, i.origin, i.sub_class, count(*),
+           count(*) FILTER (WHERE a.correct)
+    FROM answers a JOIN images i USING (sha256) WHERE a.evaluation_id = :evaluation
+    GROUP BY a.evaluation_id, a.label, i.origin, i.sub_class
+"""
 
 
 def answer_lines(evaluation_id: int, answers: Answers) -> Iterator[str]:

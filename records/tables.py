@@ -37,6 +37,7 @@ SCOPES = ("predict", "review", "admin")
 REVIEWED = ("transaction", "identification", "evaluation")
 REVIEW_VERDICTS = ("right", "wrong", "bad image", "cannot tell")
 STREAMS = ("random", "doubt", "chosen")
+IMAGE_ACTS = ("remove", "restore", "relabel", "keep", "drop")
 # A program may propose a label; only what begins otherwise can be a person who gives one.
 BY_A_PERSON = r"{0} ~ '\S' AND {0} !~* '^\s*(model|version|regraft)\s*:'"
 
@@ -403,6 +404,11 @@ class SnapshotClass(Base):
     """What one class had when the snapshot was frozen; `lacks` above 0 means it was left out."""
 
     __tablename__ = "snapshot_classes"
+    __table_args__ = (
+        Index(
+            "ix_snapshot_classes_lacking", "snapshot_digest", postgresql_where=text("lacks > 0")
+        ),
+    )
 
     snapshot_digest: Mapped[str] = mapped_column(ForeignKey("snapshots.digest"), primary_key=True)
     class_name: Mapped[str] = mapped_column(primary_key=True)
@@ -725,6 +731,25 @@ class EvaluationClass(Base):
     precision_high: Mapped[float | None]
     f1_low: Mapped[float | None]
     f1_high: Mapped[float | None]
+
+
+class EvaluationGroup(Base):
+    """How right an evaluation was on the images of one class, origin and sub-class.
+
+    Of images of the library alone, as they were when it was made; the benchmark knows neither.
+    """
+
+    __tablename__ = "evaluation_groups"
+    __table_args__ = (CheckConstraint("correct BETWEEN 0 AND images", name="correct_of_images"),)
+
+    evaluation_id: Mapped[int] = mapped_column(
+        ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
+    )
+    class_name: Mapped[str] = mapped_column(primary_key=True)
+    origin: Mapped[str] = mapped_column(primary_key=True)
+    sub_class: Mapped[str] = mapped_column(primary_key=True)
+    images: Mapped[int]
+    correct: Mapped[int]
 
 
 class ReliabilityBin(Base):
@@ -1546,10 +1571,10 @@ class Review(Base):
     """A person's verdict on one answer; written once, and of one person the newest speaks.
 
     It names the answer by subject and carries what was answered, so that it outlives transactions
-    that retention drops. label: what the picture is, where it is right or wrong and somebody knows.
-    blind: the person saw the picture without the answer. stream: `random` has the chance with which
-    the answer came in, and alone estimates accuracy in use; `doubt` came from a queue; `chosen` by
-    hand.
+    that retention drops, and evaluations that are made anew (evaluation_id is then of none). label:
+    what the picture is, where it is right or wrong and somebody knows. blind: the person saw the
+    picture without the answer. stream: `random` has the chance with which the answer came in, and
+    alone estimates accuracy in use; `doubt` came from a queue; `chosen` by hand.
     """
 
     __tablename__ = "reviews"
@@ -1577,14 +1602,21 @@ class Review(Base):
         share("confidence"),
         Index("ix_reviews_transaction", "transaction_id", text("id DESC")),
         Index("ix_reviews_picture", "sha256", "version_id", text("id DESC")),
+        Index(
+            "ix_reviews_person",
+            "reviewed_by",
+            "transaction_id",
+            postgresql_where=text("transaction_id IS NOT NULL"),
+        ),
         Index("ix_reviews_version", "version_id", "stream"),
+        Index("ix_reviews_random", "transaction_at", postgresql_where=text("stream = 'random'")),
     )
 
     id: Mapped[int] = number()
     subject: Mapped[str]
     transaction_id: Mapped[uuid.UUID | None]
     transaction_at: Mapped[datetime | None]
-    evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("evaluations.id"))
+    evaluation_id: Mapped[int | None] = mapped_column(BigInteger)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
     sha256: Mapped[str]
     predicted: Mapped[str]
@@ -1599,19 +1631,33 @@ class Review(Base):
     reviewed_at: Mapped[datetime] = now()
 
 
-class Challenge(Base):
-    """A picture of the library that a person keeps as a hard case; its newest row speaks."""
+class ImageAct(Base):
+    """What a person did with an image of the library; written once.
 
-    __tablename__ = "challenges"
+    remove: it is withdrawn from every later snapshot; restore: it is back. relabel: from_class is
+    to_class from then on. keep: it is a hard case, to be looked at in every version; drop: it is
+    none any more. version_id: whose answer had shown it.
+    """
+
+    __tablename__ = "image_acts"
     __table_args__ = (
-        one_of("act", ("keep", "drop")),
+        one_of("act", IMAGE_ACTS),
+        CheckConstraint(
+            "(act = 'relabel') = (from_class IS NOT NULL) "
+            "AND (act = 'relabel') = (to_class IS NOT NULL)",
+            name="relabel_goes_somewhere",
+        ),
+        CheckConstraint(r"why ~ '\S'", name="says_why"),
         CheckConstraint(BY_A_PERSON.format("done_by"), name="done_by_person"),
-        Index("ix_challenges_sha256", "sha256", text("id DESC")),
+        Index("ix_image_acts_sha256", "sha256", text("id DESC")),
     )
 
     id: Mapped[int] = number()
-    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
     act: Mapped[str]
-    why: Mapped[str | None]
+    sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
+    from_class: Mapped[str | None]
+    to_class: Mapped[str | None]
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    why: Mapped[str]
     done_by: Mapped[str]
     done_at: Mapped[datetime] = now()

@@ -48,11 +48,15 @@ def test_questions_load_nothing_heavy(
     assert not loaded(*words) & set(HEAVY)
 
 
-@pytest.mark.parametrize("words", [("--help",), ("versions",), ("versions", "--json")], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [("--help",), ("versions",), ("versions", "--json"), ("history", "usage")],
+    ids=str,
+)
 def test_the_straight_way_loads_the_driver_alone(
     words: tuple[str, ...], database: Database, storage: Storage
 ) -> None:
-    """Help and the list of versions start without SQLAlchemy and Alembic too."""
+    """Help, the list of versions and history start without SQLAlchemy and Alembic too."""
     assert not loaded(*words) & {*HEAVY, *SLOW}
 
 

@@ -4,7 +4,7 @@ A figure that cannot be measured is None, never NaN: NaN passes comparisons in P
 No torch here: records and pages import this.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,7 +174,89 @@ class Transfer:
     classes: tuple[ClassTransfer, ...]
 
 
-def interval(correct: int, images: int) -> tuple[float, float] | None:
+@dataclass(frozen=True)
+class Estimate:
+    """A share estimated from a sample in which every unit had a known chance to be.
+
+    sampled: units of the sample; effective: how many drawn with equal chances would tell as much;
+    share with its 95% interval, 0..1.
+    """
+
+    sampled: int
+    effective: float
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One share minus another of other units, -1..1, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether the interval leaves no difference out."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What an estimate needs of a sample of units with y in 0..1 and a weight w (1 / its chance).
+
+    sampled: their number; w, wy, ww, wwy, wwyy: the sums of w, w y, w^2, w^2 y and w^2 y^2, as SQL
+    adds them up.
+    """
+
+    sampled: int
+    w: float
+    wy: float
+    ww: float
+    wwy: float
+    wwyy: float
+
+
+def sums(right: Sequence[float], chances: Sequence[float]) -> Sums:
+    """Add up units: how right each is, 0..1, and the chance with which it came in, above 0."""
+    y, w = np.asarray(right, np.float64), 1 / np.asarray(chances, np.float64)
+    return Sums(
+        len(y), float(w.sum()), float(w @ y), float(w @ w), float(w @ (w * y)),
+        float((w * y) @ (w * y)),
+    )  # fmt: skip
+
+
+def estimate(of: Sums) -> Estimate | None:
+    """Give Hajek's ratio, sum(w y) / sum(w), with a 95% interval, or None without units.
+
+    The interval is Wilson's for as many units of equal weight as carry the same variance (Korn and
+    Graubard 1998): the lesser of Kish's number, which unequal weights alone leave, and of the one
+    by the ratio's own linearised variance. With equal chances it is Wilson's own. It takes units for
+    drawn one by one from very many.
+    """
+    if of.sampled == 0:
+        return None
+    share = min(1.0, max(0.0, of.wy / of.w))
+    effective = of.w**2 / of.ww
+    # sum of w^2 (y - share)^2; rounding may leave it a little below 0
+    apart = max(0.0, of.wwyy - 2 * share * of.wwy + share**2 * of.ww)
+    if apart > 0:
+        effective = min(effective, share * (1 - share) * of.w**2 / apart)
+    low, high = interval(share * effective, effective) or (0.0, 1.0)
+    return Estimate(of.sampled, effective, share, low, high)
+
+
+def difference(one: Estimate, other: Estimate) -> Difference:
+    """Give `one` minus `other`, of units apart, with Newcombe's interval from both their own."""
+    value = one.share - other.share
+    below = ((one.share - one.low) ** 2 + (other.high - other.share) ** 2) ** 0.5
+    above = ((one.high - one.share) ** 2 + (other.share - other.low) ** 2) ** 0.5
+    return Difference(value, max(-1.0, value - below), min(1.0, value + above))
+
+
+def interval(correct: float, images: float) -> tuple[float, float] | None:
     """Give the two-sided 95% Wilson interval of a share, or None without images."""
     if images == 0:
         return None

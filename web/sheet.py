@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import jinja2
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from records.findings import Findings, Found
 from web.thumbnails import SIDE, encoded, thumbnails
 
 # More would be a picture of which viewers show nothing.
@@ -35,18 +35,42 @@ class TooMany(ValueError):
     """More pictures than a sheet of this kind holds; the message says the mend."""
 
 
+class Pictured(Protocol):
+    """A row that has a picture: where that lies, what it is shown among, for what, and the rest."""
+
+    @property
+    def key(self) -> str: ...  # noqa: D102
+    @property
+    def etag(self) -> str | None: ...  # noqa: D102
+    @property
+    def heading(self) -> str: ...  # noqa: D102
+    @property
+    def offer(self) -> str: ...  # noqa: D102
+    @property
+    def remarks(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Pictures(Protocol):
+    """Rows to look at in their order, and in one line what they are."""
+
+    @property
+    def told(self) -> str: ...  # noqa: D102
+    @property
+    def rows(self) -> Sequence[Pictured]: ...  # noqa: D102
+
+
 @dataclass(frozen=True)
 class _Tile:
     """One picture of the page; data: its JPEG in base64, None with the problem instead."""
 
-    row: Found
+    row: Pictured
     data: str | None
     width: int
     height: int
     problem: str
 
 
-def html(found: Findings) -> str:
+def html(found: Pictures) -> str:
     """The sheet as a page that needs no other file, in light and dark."""
     sections = [
         (heading, [_tile(row, picture) for row, picture in pairs])
@@ -61,7 +85,7 @@ def html(found: Findings) -> str:
     )
 
 
-def png(found: Findings) -> bytes:
+def png(found: Pictures) -> bytes:
     """The sheet as a picture, at most `MOST_IN_A_PICTURE` thumbnails; raises `TooMany`."""
     if len(found.rows) > MOST_IN_A_PICTURE:
         raise TooMany(
@@ -78,14 +102,14 @@ def png(found: Findings) -> bytes:
 
 
 def _sections(
-    rows: Sequence[Found],
-) -> Iterator[tuple[str, Iterable[tuple[Found, Image.Image | str]]]]:
+    rows: Sequence[Pictured],
+) -> Iterator[tuple[str, Iterable[tuple[Pictured, Image.Image | str]]]]:
     """Rows of one heading together, each with its thumbnail, in their order."""
     pictures = thumbnails((row.key, row.etag) for row in rows)
     return groupby(zip(rows, pictures, strict=True), key=lambda pair: pair[0].heading)
 
 
-def _tile(row: Found, picture: Image.Image | str) -> _Tile:
+def _tile(row: Pictured, picture: Image.Image | str) -> _Tile:
     if isinstance(picture, str):
         return _Tile(row, None, 0, 0, picture)
     data = base64.b64encode(encoded(picture)).decode()
@@ -107,7 +131,7 @@ class _Drawing:
         self._write(ImageDraw.Draw(strip), (GAP, GAP // 2), words, ink, self.width - 2 * GAP)
         self.parts.append(strip)
 
-    def tiles(self, pairs: Sequence[tuple[Found, Image.Image | str]]) -> None:
+    def tiles(self, pairs: Sequence[tuple[Pictured, Image.Image | str]]) -> None:
         for start in range(0, len(pairs), COLUMNS):
             strip = Image.new("RGB", (self.width, SIDE + LINES * LINE + 2 * GAP), PAPER)
             draw = ImageDraw.Draw(strip)
@@ -120,7 +144,7 @@ class _Drawing:
         strip: Image.Image,
         draw: ImageDraw.ImageDraw,
         left: int,
-        row: Found,
+        row: Pictured,
         picture: Image.Image | str,
     ) -> None:
         draw.rectangle((left, 0, left + SIDE - 1, SIDE + LINES * LINE + GAP // 2), fill=GROUND)

@@ -1,4 +1,4 @@
-"""Reviews: people's verdicts on answers, and the hard cases they keep.
+"""Reviews: people's verdicts on answers, and what they do with images of the library.
 
 Revision ID: 0016
 Revises: 0015
@@ -12,30 +12,71 @@ down_revision = "0015"
 branch_labels = None
 depends_on = None
 
-TABLES = ("reviews", "challenges")
+TABLES = ("reviews", "image_acts")
+
+VIEWS = {
+    # Of the random stream one row for each transaction: what people said of it, each person's
+    # newest word. right_share is NULL where nobody could tell right from wrong. A condition on
+    # transaction, time or version is met before anything is grouped.
+    "random_verdicts": """
+        SELECT transaction_id, transaction_at AS at, version_id, sha256, predicted, confidence,
+               max(probability) AS chance, bool_or(blind) AS blind, count(*) AS people,
+               avg(CASE verdict WHEN 'right' THEN 1.0 WHEN 'wrong' THEN 0.0 END)::double precision
+                   AS right_share,
+               count(*) FILTER (WHERE verdict = 'bad image') AS bad_images,
+               count(*) FILTER (WHERE verdict = 'cannot tell') AS cannot_tell
+        FROM reviews r
+        WHERE stream = 'random' AND NOT EXISTS (
+            SELECT FROM reviews newer
+            WHERE newer.stream = 'random' AND newer.transaction_id = r.transaction_id
+              AND newer.reviewed_by = r.reviewed_by AND newer.id > r.id)
+        GROUP BY transaction_id, transaction_at, version_id, sha256, predicted, confidence
+    """,
+    # Pictures of the library that somebody keeps as hard cases.
+    "challenges": """
+        SELECT sha256, id AS act_id, version_id, why, done_by, done_at FROM (
+            SELECT DISTINCT ON (sha256) * FROM image_acts WHERE act IN ('keep', 'drop')
+            ORDER BY sha256, id DESC) newest
+        WHERE act = 'keep'
+    """,
+}
 
 
 def upgrade() -> None:
     op.create_table(
-        "challenges",
+        "image_acts",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("act", sa.Text(), nullable=False),
-        sa.Column("why", sa.Text(), nullable=True),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("from_class", sa.Text(), nullable=True),
+        sa.Column("to_class", sa.Text(), nullable=True),
+        sa.Column("version_id", sa.BigInteger(), nullable=True),
+        sa.Column("why", sa.Text(), nullable=False),
         sa.Column("done_by", sa.Text(), nullable=False),
         sa.Column(
             "done_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
         ),
-        sa.CheckConstraint("act IN ('keep', 'drop')", name=op.f("ck_challenges_act_known")),
+        sa.CheckConstraint(
+            "act IN ('remove', 'restore', 'relabel', 'keep', 'drop')",
+            name=op.f("ck_image_acts_act_known"),
+        ),
+        sa.CheckConstraint(
+            "(act = 'relabel') = (from_class IS NOT NULL) AND (act = 'relabel') = (to_class IS NOT NULL)",
+            name=op.f("ck_image_acts_relabel_goes_somewhere"),
+        ),
+        sa.CheckConstraint("why ~ '\\S'", name=op.f("ck_image_acts_says_why")),
         sa.CheckConstraint(
             "done_by ~ '\\S' AND done_by !~* '^\\s*(model|version|regraft)\\s*:'",
-            name=op.f("ck_challenges_done_by_person"),
+            name=op.f("ck_image_acts_done_by_person"),
         ),
-        sa.ForeignKeyConstraint(["sha256"], ["images.sha256"], name=op.f("fk_challenges_sha256")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_challenges")),
+        sa.ForeignKeyConstraint(["sha256"], ["images.sha256"], name=op.f("fk_image_acts_sha256")),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["versions.id"], name=op.f("fk_image_acts_version_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_image_acts")),
     )
     op.create_index(
-        "ix_challenges_sha256", "challenges", ["sha256", sa.literal_column("id DESC")], unique=False
+        "ix_image_acts_sha256", "image_acts", ["sha256", sa.literal_column("id DESC")], unique=False
     )
     op.create_table(
         "reviews",
@@ -92,9 +133,6 @@ def upgrade() -> None:
             "confidence BETWEEN 0 AND 1", name=op.f("ck_reviews_confidence_is_share")
         ),
         sa.ForeignKeyConstraint(
-            ["evaluation_id"], ["evaluations.id"], name=op.f("fk_reviews_evaluation_id")
-        ),
-        sa.ForeignKeyConstraint(
             ["version_id"], ["versions.id"], name=op.f("fk_reviews_version_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_reviews")),
@@ -111,6 +149,13 @@ def upgrade() -> None:
         ["transaction_id", sa.literal_column("id DESC")],
         unique=False,
     )
+    op.create_index(
+        "ix_reviews_person",
+        "reviews",
+        ["reviewed_by", "transaction_id"],
+        unique=False,
+        postgresql_where=sa.text("transaction_id IS NOT NULL"),
+    )
     op.create_index("ix_reviews_version", "reviews", ["version_id", "stream"], unique=False)
     for table in TABLES:
         op.execute(
@@ -121,8 +166,12 @@ def upgrade() -> None:
             f"CREATE TRIGGER not_truncated BEFORE TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
         )
+    for view, query in VIEWS.items():
+        op.execute(f"CREATE VIEW {view} AS {query}")
 
 
 def downgrade() -> None:
+    for view in VIEWS:
+        op.execute(f"DROP VIEW {view}")
     for table in reversed(TABLES):
         op.drop_table(table)
