@@ -233,7 +233,7 @@ def estimate(of: Sums) -> Estimate | None:
 
     The interval is Wilson's for as many units of equal weight as carry the same variance (Korn and
     Graubard 1998): the lesser of Kish's number, which unequal weights alone leave, and of the one
-    by the ratio's own linearised variance. With equal chances it is Wilson's own. It takes units for
+    by the ratio's own linearised variance; with equal chances it is `interval`. Units count as
     drawn one by one from very many.
     """
     if of.sampled == 0:
