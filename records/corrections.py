@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from records import batches, classes, labels
+from records import batches, classes, labels, versions
 from records.batches import Refused
 from records.labels import Done
 from records.tables import ImageAct
@@ -74,8 +74,9 @@ def remove(
 
     Their objects stay where they are, in quarantine with the reason; so does a copy that comes
     later. images: digests, 8 characters or more, or keys. All or nothing; raises `BadCorrection`.
+    version: whose answer had shown it.
     """
-    _begin(session, by, why)
+    _begin(session, by, why, version)
     found = _images(session, images)
     _refuse(
         f"{one.name} is out of use already ({one.withdrawn})"
@@ -109,7 +110,7 @@ def restore(
 
     Copies that came in between are judged by the next intake. All or nothing.
     """
-    _begin(session, by, why)
+    _begin(session, by, why, version)
     found = _images(session, images)
     fresh = [one.sha256 for one in found if one.withdrawn == REMOVED]
     returning = _returning(session, fresh)
@@ -169,7 +170,7 @@ def relabel(
     in S3. All or nothing; raises `BadCorrection`, and `classes.UnknownClass` for a name that
     `new_classes` does not allow.
     """
-    _begin(session, by, why)
+    _begin(session, by, why, version)
     found = _images(session, images)
     meant, missing = classes.resolve(session, [label], new_classes)
     name = meant[label]
@@ -214,7 +215,7 @@ def keep(
     session: Session, images: Sequence[str], by: str, why: str, version: int | None = None
 ) -> Done:
     """Keep images as hard cases: their labels are right, and every version is looked at on them."""
-    _begin(session, by, why)
+    _begin(session, by, why, version)
     found = _images(session, images)
     _refuse(
         f"{one.name} is out of use ({one.withdrawn}): no version will be asked about it"
@@ -230,7 +231,7 @@ def drop(
     session: Session, images: Sequence[str], by: str, why: str, version: int | None = None
 ) -> Done:
     """Keep images as hard cases no longer."""
-    _begin(session, by, why)
+    _begin(session, by, why, version)
     found = _images(session, images)
     fresh = [one.sha256 for one in found if one.kept]
     _write(session, "drop", fresh, by, why, version)
@@ -321,12 +322,14 @@ class _Image:
         return f"{self.sha256[:12]}…"
 
 
-def _begin(session: Session, by: str, why: str) -> None:
+def _begin(session: Session, by: str, why: str, version: int | None) -> None:
     """Take acts and intake's decisions one after the other."""
     if problem := classes.person_problem(by):
         raise BadCorrection(problem)
     if not why.strip():
         raise BadCorrection("say why: --why TEXT")
+    if version is not None:
+        versions.get(session, version)
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))
 
 

@@ -5,7 +5,7 @@ No torch here: records and pages import this.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -217,6 +217,9 @@ class Sums:
     ww: float
     wwy: float
     wwyy: float
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
 def sums(right: Sequence[float], chances: Sequence[float]) -> Sums:

@@ -25,8 +25,10 @@ VIEWS = {
                count(*) FILTER (WHERE verdict = 'bad image') AS bad_images,
                count(*) FILTER (WHERE verdict = 'cannot tell') AS cannot_tell
         FROM (
-            SELECT DISTINCT ON (transaction_id, reviewed_by) * FROM reviews
-            WHERE stream = 'random' ORDER BY transaction_id, reviewed_by, id DESC) newest
+            -- version and time are the transaction's: here they let a condition on them come through
+            SELECT DISTINCT ON (version_id, transaction_at, transaction_id, reviewed_by) *
+            FROM reviews WHERE stream = 'random'
+            ORDER BY version_id, transaction_at, transaction_id, reviewed_by, id DESC) newest
         GROUP BY transaction_id, transaction_at, version_id, sha256, predicted, confidence
     """,
     # Pictures of the library that somebody keeps as hard cases.
