@@ -195,10 +195,10 @@ def _answered(row: object) -> Answered:
 def is_blind(transaction_id: uuid.UUID) -> bool:
     """Whether the random stream shows this transaction without its answer."""
     drawn = hashlib.sha256(transaction_id.bytes).digest()[8:12]
-    return drawn < _part(BLIND)
+    return drawn < part(BLIND)
 
 
-def _part(share: float) -> bytes:
+def part(share: float) -> bytes:
     """The bound under which this share of all four bytes of a digest are."""
     return int(share * 2**32).to_bytes(4)
 
