@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -119,12 +119,17 @@ def _whole_number(value: object) -> object:
 
 Folder = Annotated[Path, AfterValidator(_folder)]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Gigabytes = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
-def _default_cache_dir(values: dict[str, Any]) -> Path:
-    # state_dir is absent here only when it was refused itself, which load() reports.
-    state_dir: Path = values.get("state_dir", Path())
-    return state_dir / "cache"
+def _in_state_dir(name: str) -> Callable[[dict[str, Any]], Path]:
+    def default(values: dict[str, Any]) -> Path:
+        # state_dir is absent here only when it was refused itself, which load() reports.
+        state_dir: Path = values.get("state_dir", Path())
+        return state_dir / name
+
+    return default
 
 
 class Settings(BaseSettings):
@@ -148,12 +153,23 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr | None = None
     s3_secret_key: SecretStr | None = None
     s3_region: Annotated[str, Field(pattern=r"^[a-zA-Z0-9-]{1,64}$")] = "us-east-1"
-    cache_dir: Folder = Field(default_factory=_default_cache_dir)
-    cache_gigabytes: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 20.0
+    cache_dir: Folder = Field(default_factory=_in_state_dir("cache"))
+    cache_gigabytes: Gigabytes = 20.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
     processes: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
     workers: Annotated[WholeNumber, Field(ge=1, le=256)] = 16
+    # the log of what is served, docs/transactions.md: which pictures are kept with it ...
+    review_share: Share = 0.02
+    doubtful_share: Share = 1.0
+    doubtful_below: Share = 0.5
+    image_share: Share = 0.0
+    # ... for how long ...
+    image_days: Annotated[WholeNumber, Field(ge=1, le=36_500)] = 90
+    transaction_months: Annotated[WholeNumber, Field(ge=1, le=1200)] = 13
+    # ... and where it waits while Postgres or S3 is away
+    spool_dir: Folder = Field(default_factory=_in_state_dir("spool"))
+    spool_gigabytes: Gigabytes = 2.0
     # of this program, where it is no checkout that could be asked; docker/Dockerfile sets it
     commit: Annotated[str, AfterValidator(_commit)] | None = None
 

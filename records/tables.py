@@ -1455,6 +1455,7 @@ class UsageDay(Base):
     __tablename__ = "usage_days"
     __table_args__ = (
         CheckConstraint("shown BETWEEN 0 AND transactions", name="shown_of_transactions"),
+        finite("confidence_sum"),
         finite("latency_sum"),
         finite("latency_max"),
     )
@@ -1464,6 +1465,7 @@ class UsageDay(Base):
     client: Mapped[str] = mapped_column(primary_key=True)
     transactions: Mapped[int] = mapped_column(BigInteger)
     shown: Mapped[int] = mapped_column(BigInteger)
+    confidence_sum: Mapped[float]
     latency_sum: Mapped[float]
     latency_max: Mapped[float]
 
@@ -1500,6 +1502,18 @@ class LogGap(Base):
     ended_at: Mapped[datetime]
     dropped: Mapped[int] = mapped_column(BigInteger)
     why: Mapped[str]
+
+
+class LogRetention(Base):
+    """That transactions of before a day (UTC) were dropped, and pictures of before a time."""
+
+    __tablename__ = "log_retentions"
+
+    id: Mapped[int] = number()
+    transactions_before: Mapped[date]
+    images_before: Mapped[datetime]
+    done_by: Mapped[str]
+    done_at: Mapped[datetime] = now()
 
 
 # --- reviews --------------------------------------------------------------------------------

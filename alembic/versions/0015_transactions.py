@@ -19,8 +19,13 @@ TRIGGERS = {
     "EXECUTE FUNCTION refuse_change()",
     ("log_gaps", "written_once"): "BEFORE UPDATE OR DELETE ON log_gaps FOR EACH ROW "
     "EXECUTE FUNCTION refuse_change()",
+    ("log_retentions", "written_once"): "BEFORE UPDATE OR DELETE ON log_retentions FOR EACH ROW "
+    "EXECUTE FUNCTION refuse_change()",
 }
-TABLES = ("api_keys", "transactions", "served_requests", "usage_days", "predicted_days", "log_gaps")
+TABLES = (
+    "api_keys", "transactions", "served_requests", "usage_days", "predicted_days", "log_gaps",
+    "log_retentions",
+)  # fmt: skip
 
 
 def upgrade() -> None:
@@ -59,6 +64,17 @@ def upgrade() -> None:
         sa.Column("why", sa.Text(), nullable=False),
         sa.CheckConstraint("dropped > 0", name=op.f("ck_log_gaps_dropped_some")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_log_gaps")),
+    )
+    op.create_table(
+        "log_retentions",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("transactions_before", sa.Date(), nullable=False),
+        sa.Column("images_before", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("done_by", sa.Text(), nullable=False),
+        sa.Column(
+            "done_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_log_retentions")),
     )
     op.create_table(
         "served_requests",
@@ -174,8 +190,13 @@ def upgrade() -> None:
         sa.Column("client", sa.Text(), nullable=False),
         sa.Column("transactions", sa.BigInteger(), nullable=False),
         sa.Column("shown", sa.BigInteger(), nullable=False),
+        sa.Column("confidence_sum", sa.Float(), nullable=False),
         sa.Column("latency_sum", sa.Float(), nullable=False),
         sa.Column("latency_max", sa.Float(), nullable=False),
+        sa.CheckConstraint(
+            "confidence_sum >= 0 AND confidence_sum < 'Infinity'",
+            name=op.f("ck_usage_days_confidence_sum_is_finite"),
+        ),
         sa.CheckConstraint(
             "latency_max >= 0 AND latency_max < 'Infinity'",
             name=op.f("ck_usage_days_latency_max_is_finite"),
