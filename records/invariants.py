@@ -64,6 +64,7 @@ def broken_objects(session: Session, storage: Storage) -> list[str]:
     """The sentences about objects that rows name: there, and with the bytes they had."""
     return [
         *_checkpoints(session, storage),
+        *_exports(session, storage),
         *_snapshots(session, storage),
         *_benchmark_objects(session, storage),
     ]
@@ -335,6 +336,16 @@ def _checkpoints(session: Session, storage: Storage) -> Iterator[str]:
             == class_names_digest
         ):
             yield f"10: the class names of version {number} do not have the hash they should"
+
+
+def _exports(session: Session, storage: Storage) -> Iterator[str]:
+    """2: the bytes of a file that serves have its digest."""
+    for number, digest in session.execute(text("SELECT version_id, digest FROM exports")):
+        body = _body(storage, versions.export_key(digest))
+        if body is None:
+            yield f"2: the file that serves version {number} is not in S3"
+        elif hashlib.sha256(body).hexdigest() != digest:
+            yield f"2: the file that serves version {number} holds other bytes than its digest says"
 
 
 def _metadata(body: bytes) -> dict[str, Any] | None:

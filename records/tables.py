@@ -1348,6 +1348,30 @@ class PoolMove(Base):
 # --- serving --------------------------------------------------------------------------------
 
 
+class Export(Base):
+    """The file that serves a version, in S3 under its digest; the newest of a version counts.
+
+    It was written from this checkpoint, and answered as the checkpoint does before it was kept.
+    """
+
+    __tablename__ = "exports"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["version_id", "checkpoint_digest"], ["versions.id", "versions.checkpoint_digest"]
+        ),
+        CheckConstraint("length(digest) = 64", name="digest_is_hex"),
+        CheckConstraint("bytes > 0", name="not_empty"),
+        Index("ix_exports_version", "version_id", text("id DESC")),
+    )
+
+    id: Mapped[int] = number()
+    version_id: Mapped[int] = mapped_column(BigInteger)
+    checkpoint_digest: Mapped[str]
+    digest: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    made_at: Mapped[datetime] = now()
+
+
 class ApiKey(Base):
     """A key that a client shows; its digest alone is kept. It counts until it is revoked."""
 

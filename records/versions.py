@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from records.tables import Epoch, Version
+from records.tables import Epoch, Export, Version
 from vision.plan import Plan
 
 CHECKPOINTS = "checkpoints/"
+EXPORTS = "exports/"
 
 
 class UnknownVersion(LookupError):
@@ -81,6 +82,11 @@ class EpochRow:
 def checkpoint_key(digest: str) -> str:
     """Where a checkpoint lies in S3: its key is its digest."""
     return f"{CHECKPOINTS}{digest}.safetensors"
+
+
+def export_key(digest: str) -> str:
+    """Where a file that serves lies in S3."""
+    return f"{EXPORTS}{digest}.onnx"
 
 
 def class_names_digest(class_names: list[str]) -> str:
@@ -171,6 +177,36 @@ def measured(session: Session, version_id: int, seconds: float, processor: str) 
         update(Version)
         .where(Version.id == version_id)
         .values(latency_seconds=seconds, latency_machine=processor)
+    )
+
+
+@dataclass(frozen=True)
+class ExportRow:
+    """The file that serves a version, and the checkpoint that it was written from."""
+
+    version_id: int
+    checkpoint_digest: str
+    digest: str
+    bytes: int
+    made_at: datetime
+
+
+def exported(session: Session, version_id: int) -> ExportRow | None:
+    """The newest file that serves a version, or None before there is one."""
+    columns = [getattr(Export, name) for name in ExportRow.__dataclass_fields__]
+    query = select(*columns).where(Export.version_id == version_id)
+    row = session.execute(query.order_by(Export.id.desc()).limit(1)).first()
+    return ExportRow(*row) if row else None
+
+
+def record_export(
+    session: Session, version_id: int, checkpoint_digest: str, digest: str, size: int
+) -> None:
+    """Keep which file serves a version; it must lie in S3 before."""
+    session.execute(
+        insert(Export).values(
+            version_id=version_id, checkpoint_digest=checkpoint_digest, digest=digest, bytes=size
+        )
     )
 
 

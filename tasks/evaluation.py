@@ -16,17 +16,19 @@ import numpy.typing as npt
 
 from infra import database, settings
 from records import batches, benchmark, classes, evaluations, library, objects, runs, versions
-from tasks import checkpoints, pixels, snapshot
+from tasks import checkpoints, pixels, serving, snapshot
 from tasks.progress import progress
+from tasks.serving import cores
 from tasks.snapshot import Listed
 from tasks.step import reading, timed
 from tasks.training import machine
 from vision.answers import Answers
 from vision.calibration import Calibration
 from vision.network import Loaded
-from vision.prediction import Forward, Gatherable, latency, predict
+from vision.prediction import Forward, Gatherable, predict
 from vision.runtime import Engine, choose, named, ready
 from vision.scores import PRECISION, Threshold, at_or_above, score, threshold
+from vision.serving import Served
 
 Sources = Mapping[str, tuple[str, str | None]]
 Keep = Callable[..., None]
@@ -413,16 +415,21 @@ def told(facts: dict[str, Any]) -> str:
 
 
 def _measure_latency(run_id: int | None, loaded: dict[int, Loaded]) -> None:
-    """Time each version in turn, several times; the best of each is what the network costs.
+    """Time each version as it would serve, in turn and several times; the best is what it costs.
 
     In turn, because another process may be busy for a while: it must not make the one version
     look slower than the other.
     """
+    with database.connect().transaction() as session:
+        digests = {one: versions.get(session, one).checkpoint_digest for one in loaded}
+    served = {
+        version_id: Served(serving.written(one, digests[version_id] or "").read_bytes(), cores())
+        for version_id, one in loaded.items()
+    }
     best: dict[int, float] = {}
     for _ in range(LATENCY_ROUNDS):
-        for version_id, one in loaded.items():
-            seconds = latency(one.network, one.plan, "cpu")
-            best[version_id] = min(seconds, best.get(version_id, seconds))
+        for version_id, one in served.items():
+            best[version_id] = min(one.latency(), best.get(version_id, float("inf")))
     with database.connect().transaction() as session:
         if run_id is not None:
             runs.fence(session, run_id)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from infra import database
 from infra.database import run_lock
@@ -21,7 +23,7 @@ from records.benchmark import BenchmarkRow, Member
 from records.deployments import NotDeployable
 from records.evaluations import EvaluationRow
 from records.versions import VersionRow
-from tasks import checkpoints
+from tasks import checkpoints, serving
 from tasks.evaluation import (
     Answering,
     answers_of,
@@ -38,7 +40,9 @@ from vision.answers import Answers, BadAnswers
 from vision.gate import REPEAT_TOLERANCE, Evidence, Limits, Repeated, Verdict
 from vision.gate import judge as decide
 from vision.network import Loaded
-from vision.runtime import NoEngine
+from vision.prediction import Forward
+from vision.runtime import NoEngine, named
+from vision.serving import Served
 
 log = logging.getLogger("regraft")
 
@@ -47,6 +51,7 @@ REPEATED_IMAGES = 64
 # Of the classes answered, so many may turn where a rollback repeats in another runtime. Another
 # precision turns few answers; a network that is loaded or fed wrongly turns most.
 MOST_TURNED = 0.05
+SERVING_ENGINE = named("onnxruntime float32")
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def deploy(run_id: int, version_id: int, by: str, why: str) -> None:
     """Append the judged version to the log after showing that its checkpoint is what was judged.
 
     The bytes are fetched and hashed again, the network is loaded, and it must repeat answers that
-    were recorded for the benchmark.
+    were recorded for the benchmark; so must the file that will serve it, which is written here.
     """
     with timed(run_id, "deploy"):
         with database.connect().transaction() as session:
@@ -196,6 +201,7 @@ def deploy(run_id: int, version_id: int, by: str, why: str) -> None:
         if verdict is None or not verdict.passed:
             raise NotDeployable(f"version {version_id} has no passed verdict: it may not serve")
         _must_repeat(version_id, repeat(version_id, verdict.benchmark_version))
+        _must_serve(version_id, verdict.benchmark_version)
         with database.connect().transaction() as session:
             deployments.deploy(
                 session,
@@ -283,6 +289,7 @@ def roll_back(version_id: int | None, by: str, why: str) -> Decision:
         on = evaluations.newest_benchmark(session, to.version_id)
     repeated = repeat(to.version_id, on, images=None)
     how = _must_answer_alike(to.version_id, repeated)
+    _must_serve(to.version_id, on)
     with database.connect().transaction() as session:
         deployment_id = deployments.roll_back(session, to, expected, by, why)
     return Decision(
@@ -304,6 +311,7 @@ def _decide(
     evaluate_together(both, frozen.version)
     explain_now(version_id, champion.version_id if champion else None)
     repeated = repeat(version_id)
+    _must_serve(version_id, frozen.version)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
         verdict, verdict_id = _judged(session, None, version_id, limits, repeated, seen)
@@ -345,12 +353,16 @@ def _refusal(version_id: int, kind: str, verdict: Verdict, seen: frozenset[str])
 
 
 def repeat(
-    version_id: int, benchmark_version: int | None = None, images: int | None = REPEATED_IMAGES
+    version_id: int,
+    benchmark_version: int | None = None,
+    images: int | None = REPEATED_IMAGES,
+    served: Served | None = None,
 ) -> Repeated | None:
     """Answer benchmark images again with the checkpoint that is stored, and compare.
 
-    benchmark_version: the newest by default. images: how many at most, None for all. None when
-    nothing comparable was recorded. Raises `BadCheckpoint` for bytes that were changed.
+    benchmark_version: the newest by default. images: how many at most, None for all. served: what
+    answers in the checkpoint's place. None when nothing comparable was recorded. Raises
+    `BadCheckpoint` for bytes that were changed.
     """
     loaded = checkpoints.load(version_id)
     with database.connect().transaction() as session:
@@ -366,7 +378,10 @@ def repeat(
     except BadAnswers as error:
         log.warning("version %d cannot repeat its answers: %s", version_id, error)
         return None
-    answering = _as_recorded(loaded, recorded.runtime, len(names))
+    if served is None:
+        answering = _as_recorded(loaded, recorded.runtime, len(names))
+    else:
+        answering = _as_served(loaded, served)
     again = answers_of(
         answering,
         {one.sha256: (one.key, None) for one in members},
@@ -391,6 +406,22 @@ def _as_recorded(loaded: Loaded, recorded: dict[str, Any], images: int) -> Answe
     except NoEngine as error:
         log.warning("another engine repeats the answers than gave them: %s", error)
     return start(loaded, choose_engine(loaded, images))
+
+
+def _as_served(loaded: Loaded, served: Served) -> Answering:
+    def compute(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(served.logits(pixels.numpy()))
+
+    return Answering(loaded, SERVING_ENGINE, Forward(compute))
+
+
+def _must_serve(version_id: int, benchmark_version: int | None) -> None:
+    """Have the file that serves a version in its place, and see that it answers as was recorded.
+
+    Raises `NotDeployable`, `BadExport`.
+    """
+    served = serving.prepare(version_id)
+    _must_answer_alike(version_id, repeat(version_id, benchmark_version, served=served))
 
 
 def _must_repeat(version_id: int, repeated: Repeated | None) -> Repeated:

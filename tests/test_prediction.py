@@ -19,7 +19,6 @@ from vision.prediction import (
     ahead,
     best_first,
     device_named,
-    latency,
     predict,
     standardised,
 )
@@ -229,11 +228,6 @@ def test_a_network_of_nan_gives_no_answers() -> None:
         head(made).bias.fill_(float("nan"))  # type: ignore[operator]
     with pytest.raises(BadAnswers, match="between 0 and 1"):
         predict(made, NAMES, NOISE, NOISE.images, LABELS, PLAN, "cpu")
-
-
-def test_latency_is_a_time() -> None:
-    """One picture takes more than nothing."""
-    assert 0 < latency(network(), PLAN, "cpu", repeats=3) < 10
 
 
 def test_working_ahead_changes_nothing_but_the_time() -> None:

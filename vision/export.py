@@ -1,8 +1,9 @@
 """A network as an ONNX file that takes stored pixels, for engines that need no PyTorch.
 
-The file holds all that must not differ between training and serving: the centre that the network
-sees, its normalisation, its class names. Input `pixels` uint8 [n, side, side, 3] as the pixel
-cache and `vision.images.prepare` give them, any n; output `logits` float32 [n, classes].
+The file holds all that must not differ between training and serving: how a picture becomes its
+pixels, the centre that the network sees, its normalisation, its class names. Input `pixels` uint8
+[n, side, side, 3] as the pixel cache and `vision.images.prepare` give them, any n; output `logits`
+float32 [n, classes].
 """
 
 import json
@@ -10,8 +11,9 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,11 @@ def _export(
         aside = Path(folder) / "network.onnx"
         try:
             with _quiet(), torch.no_grad():
-                _write(wrapped, torch.from_numpy(noise[:2]), names, class_names_of(network), aside)
+                told = {
+                    "class_names": list(class_names_of(network)),
+                    "geometry": asdict(plan.geometry),
+                }
+                _write(wrapped, torch.from_numpy(noise[:2]), names, told, aside)
         except Exception as error:  # the exporter raises what it likes, over many lines
             line = " ".join(str(error).split())[:200]
             raise BadExport(
@@ -112,7 +118,7 @@ def _write(
     wrapped: nn.Module,
     example: Tensor,
     names: tuple[str, str],
-    class_names: Sequence[str],
+    told: dict[str, Any],
     path: Path,
 ) -> None:
     import onnx
@@ -128,8 +134,7 @@ def _write(
     )
     assert program is not None  # noqa: S101  (None only for a path given, which mypy cannot know)
     model = program.model_proto
-    told = json.dumps({"class_names": list(class_names)})
-    onnx.helper.set_model_props(model, {METADATA_KEY: told})
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(told)})
     onnx.save(model, path)
 
 

@@ -178,6 +178,26 @@ def square(body: bytes, geometry: Geometry) -> Pixels:
     return _squared(_decoded(body, _least(geometry)), geometry)
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A picture as it is served: its digest, its size in pixels, upright, and `square`'s pixels."""
+
+    sha256: str
+    width: int
+    height: int
+    pixels: Pixels
+
+
+def see(body: bytes, geometry: Geometry) -> Seen:
+    """What an answer to these bytes needs, decoded once. Raises BadImage."""
+    picture = _decoded(body, _least(geometry))
+    width, height = picture.size
+    if picture.orientation in SIDEWAYS:
+        width, height = height, width
+    digest = hashlib.sha256(body).hexdigest()
+    return Seen(digest, width, height, _squared(picture, geometry))
+
+
 def decode(body: bytes) -> Image.Image:
     """The upright RGB picture in these bytes, at its full size (of an animation the first frame).
 

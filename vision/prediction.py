@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -117,25 +116,6 @@ def predict(
         of_label = shares.gather(1, index.clamp(min=0)[:, None])[:, 0]
         label_confidence[rows] = torch.where(index >= 0, of_label, 0.0).cpu().numpy()
     return Answers(tuple(images), tuple(labels), names, best, confidences, label_confidence)
-
-
-def latency(
-    network: nn.Module, plan: Plan, device: str | torch.device, repeats: int = 20
-) -> float:
-    """Median seconds for one picture alone, as serving sees it, after three to warm up."""
-    place = device_named(device)
-    # whatever layout an evaluation has left it in, versions are timed alike
-    network.to(place).to(memory_format=torch.contiguous_format).eval()
-    picture = torch.rand(
-        (1, 3, plan.image_size, plan.image_size), generator=torch.Generator().manual_seed(plan.seed)
-    ).to(place)
-    seconds = []
-    with torch.inference_mode(), autocast(place, bfloat16_for_answers(plan, place)):
-        for _ in range(3 + repeats):
-            start = time.perf_counter()
-            network(picture).float().cpu()  # reading the answer waits for the device
-            seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[3:]))
 
 
 def logits(

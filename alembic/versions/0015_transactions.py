@@ -1,4 +1,4 @@
-"""Serving: keys, the log of transactions by month, its daily counts.
+"""Serving: files that serve, keys, the log of transactions by month, its daily counts.
 
 Revision ID: 0015
 Revises: 0014
@@ -15,6 +15,8 @@ depends_on = None
 
 # Transactions go by whole partitions, which no row trigger sees; nobody rewrites one in place.
 TRIGGERS = {
+    ("exports", "written_once"): "BEFORE UPDATE OR DELETE ON exports FOR EACH ROW "
+    "EXECUTE FUNCTION refuse_change()",
     ("transactions", "written_once"): "BEFORE UPDATE OR DELETE ON transactions FOR EACH ROW "
     "EXECUTE FUNCTION refuse_change()",
     ("log_gaps", "written_once"): "BEFORE UPDATE OR DELETE ON log_gaps FOR EACH ROW "
@@ -23,12 +25,32 @@ TRIGGERS = {
     "EXECUTE FUNCTION refuse_change()",
 }
 TABLES = (
-    "api_keys", "transactions", "served_requests", "usage_days", "predicted_days", "log_gaps",
-    "log_retentions",
+    "exports", "api_keys", "transactions", "served_requests", "usage_days", "predicted_days",
+    "log_gaps", "log_retentions",
 )  # fmt: skip
 
 
 def upgrade() -> None:
+    op.create_table(
+        "exports",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("version_id", sa.BigInteger(), nullable=False),
+        sa.Column("checkpoint_digest", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "made_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.CheckConstraint("length(digest) = 64", name=op.f("ck_exports_digest_is_hex")),
+        sa.CheckConstraint("bytes > 0", name=op.f("ck_exports_not_empty")),
+        sa.ForeignKeyConstraint(
+            ["version_id", "checkpoint_digest"],
+            ["versions.id", "versions.checkpoint_digest"],
+            name=op.f("fk_exports_version_id_checkpoint_digest"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_exports")),
+    )
+    op.create_index("ix_exports_version", "exports", ["version_id", sa.literal_column("id DESC")], unique=False)
     op.create_table(
         "api_keys",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
