@@ -130,8 +130,19 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def unwritable(word: str) -> str | None:
+    """Why Postgres cannot keep a text, or None."""
+    if "\0" in word:
+        return "holds a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in word):
+        return "holds half a surrogate pair, which is no text"
+    return None
+
+
 def person_problem(by: str) -> str | None:
     """Why nobody can be called so, or None."""
+    if len(by) > LONGEST_NAME or unwritable(by):
+        return f"{by[:40]!r} is nobody's name: --by NAME says which person does this"
     if by.casefold().split(":")[0].strip() in ("", "model", "version", "regraft"):
         return f"{by!r} is nobody's name: --by NAME says which person does this"
     return None

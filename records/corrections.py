@@ -20,6 +20,7 @@ from records.labels import Done
 from records.tables import ImageAct
 
 MOST_TOLD = 5
+LONGEST_WHY = 2000
 REMOVED = "removed"  # why an image is withdrawn, and its objects are in quarantine
 RETURNED = "not_removed"  # the expectation that refuses a copy which came later
 
@@ -326,8 +327,8 @@ def _begin(session: Session, by: str, why: str, version: int | None) -> None:
     """Take acts and intake's decisions one after the other."""
     if problem := classes.person_problem(by):
         raise BadCorrection(problem)
-    if not why.strip():
-        raise BadCorrection("say why: --why TEXT")
+    if not why.strip() or len(why) > LONGEST_WHY or classes.unwritable(why):
+        raise BadCorrection(f"say why in at most {LONGEST_WHY} characters: --why TEXT")
     if version is not None:
         versions.get(session, version)
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-leak'))"))

@@ -38,27 +38,22 @@ class BadQueue(ValueError):
 class Waiting:
     """One answer that waits for a person.
 
-    key, etag: where its picture lies. blind: without the answer, whose labels and confidences are
-    then None. why: what brings it up, in words.
+    stream: what a verdict on it is kept as. key: where its picture is kept. blind: without the
+    answer, whose labels and confidences are then None. why: what brings it up, in words.
     """
 
     queue: str
+    stream: str
     subject: str
     transaction_id: uuid.UUID | None
     at: datetime | None
     version_id: int
     sha256: str
     key: str
-    etag: str | None
     blind: bool
     top_labels: tuple[str, ...] | None
     top_confidences: tuple[float, ...] | None
     why: str
-
-    @property
-    def stream(self) -> str:
-        """What a verdict on it is kept as."""
-        return "random" if self.queue == "random" else "doubt"
 
 
 # --- transactions ---------------------------------------------------------------------------
@@ -205,8 +200,9 @@ def _scarce(session: Session, values: dict[str, Any]) -> list[Waiting]:
 
 def _served(queue: str, row: Sequence[Any], why: str) -> Waiting:
     number, at, version_id, sha256, key, names, confidences = row[:7]
+    stream = "random" if queue == "random" else "doubt"
     return Waiting(
-        queue, "transaction", number, at, version_id, sha256, key, None, False, tuple(names),
+        queue, stream, "transaction", number, at, version_id, sha256, key, False, tuple(names),
         tuple(confidences), why,
     )  # fmt: skip
 

@@ -222,8 +222,8 @@ def say(
     """
     if problem := classes.person_problem(by):
         raise BadReview(problem)
-    if note is not None and len(note) > NOTE:
-        raise BadReview(f"the note has {len(note)} characters: say it in {NOTE}")
+    if note is not None and (len(note) > NOTE or classes.unwritable(note)):
+        raise BadReview(f"the note has {len(note)} characters: say it in {NOTE} that are text")
     blind = _is_blind_in(answered, stream)
     verdict, label = _verdict(session, answered, by, verdict, label, blind, new_classes)
     facts = {
@@ -342,8 +342,8 @@ def into_library(
     if answered.subject == "evaluation":
         raise BadReview(f"{answered.name}: a labelled image is relabelled, `regraft image relabel`")
     if answered.subject == "transaction":
-        if read is None or read.sha256 != answered.sha256:
-            raise BadReview(f"{answered.name}: its picture is not kept any more")
+        if read is None or read.problem or read.sha256 != answered.sha256:
+            raise BadReview(f"{answered.name}: its picture is not kept as it was served")
         pools.record(session, pools.enter(session, _pool(session, read.key)), [read])
     wish = Wish(
         answered.name, image=answered.sha256, label=label, version=answered.version_id,

@@ -1,0 +1,75 @@
+"""Where a version looked in an image that it was evaluated on: the map that is kept, or a new one.
+
+A kept map needs no network. For another one the version's checkpoint is loaded, and stays until
+another version is asked about; what is made so is not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from sqlalchemy.orm import Session
+
+from infra import storage
+from records import classes, evaluations, reviews, versions
+from records.versions import VersionRow, checkpoint_key
+from vision import images
+from vision.plan import Plan
+from web import kept
+
+if TYPE_CHECKING:
+    from vision.network import Loaded
+
+# One at a time: each takes all cores, and a network more than one would fill the memory.
+_one = threading.Lock()
+
+
+def overlay(session: Session, version_id: int, image: str, target: str | None = None) -> Image.Image:
+    """The map over its picture, for one class; target: what was answered, if nothing is said.
+
+    Raises `UnknownAnswer`, `UnknownVersion`, `Swept`, `UnknownClass`, `Gone` and `BadCheckpoint`.
+    """
+    from vision import gradcam
+
+    version = versions.get(session, version_id)
+    answered = reviews.of_evaluation(session, version_id, image)
+    name = _known(session, version, target) if target else answered.predicted
+    body = kept.body_of(session, answered.sha256)
+    row = evaluations.gradcam(session, version_id, answered.sha256, name)
+    if row is not None:
+        plan = Plan.from_dict((version.resolved or {}).get("plan", version.plan))
+        values = np.frombuffer(row.cells, "<f2").reshape(row.height, row.width)
+        made = gradcam.Map(values, row.positive, **row.facts)
+        return gradcam.overlay(images.square(body, plan.geometry), made)
+    digest = versions.unswept(session, version_id).checkpoint_digest
+    if digest is None:
+        raise reviews.UnknownAnswer(f"version {version_id} is {version.state}: it has no network")
+    with _one:
+        loaded = _loaded(digest)
+        pixels = images.square(body, loaded.plan.geometry)
+        column = loaded.class_names.index(name)
+        (made,) = gradcam.maps(loaded.network, pixels[None], [column], loaded.plan, "cpu")
+    return gradcam.overlay(pixels, made)
+
+
+def _known(session: Session, version: VersionRow, target: str) -> str:
+    (name,) = classes.as_known_to(version.class_names, [target], classes.today(session))
+    if name not in version.class_names:
+        raise classes.UnknownClass(f"version {version.id} knows no class {target[:60]!r}", [])
+    return name
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(digest: str) -> Loaded:
+    from vision import network
+
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        path = Path(folder) / "checkpoint.safetensors"
+        path.write_bytes(storage.connect().read(checkpoint_key(digest)))
+        return network.load(path, digest)
