@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows import cli_reviews
+
 # Everything else is imported by the verb that needs it: `regraft versions` must not wait for
 # torch, Prefect or Great Expectations.
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ app.add_typer(find_app, name="find")
 class_app = typer.Typer(help="Look at classes; rename, merge and split them.",
                         no_args_is_help=True)  # fmt: skip
 app.add_typer(class_app, name="class")
+app.add_typer(cli_reviews.verbs)
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
 By = Annotated[

@@ -342,6 +342,7 @@ def _refuse(found: Iterable[str]) -> None:
 
 def _images(session: Session, words: Sequence[str]) -> list[_Image]:
     """The images that are named, each once; refuses words that mean none, or several."""
+    _refuse(f"{word[:80]!r} {problem}" for word in words if (problem := classes.unwritable(word)))
     rows = session.execute(
         text(
             """

@@ -83,6 +83,7 @@ def waiting(
         raise BadQueue(problem)
     if queue == "random" and class_name is not None:
         raise BadQueue("the random stream takes no class: whoever chooses estimates nothing")
+    _refuse_text(class_name)
     if version_id is not None:
         versions.get(session, version_id)
     values = {
@@ -94,6 +95,11 @@ def waiting(
         "random": _random, "confidence": _least_sure, "mistaken": _mistaken, "scarce": _scarce,
     }[queue](session, values)  # fmt: skip
     return [_blindfolded(one) if queue == "random" else one for one in found]
+
+
+def _refuse_text(class_name: str | None) -> None:
+    if class_name is not None and (problem := classes.unwritable(class_name)):
+        raise BadQueue(f"class {class_name[:40]!r} {problem}")
 
 
 def _blindfolded(one: Waiting) -> Waiting:
@@ -264,6 +270,7 @@ def evaluated(
     class_name: of this label alone, as it is called today. Raises `UnknownVersion`.
     """
     versions.get(session, version_id)
+    _refuse_text(class_name)
     rows = session.execute(
         text(_EVALUATED),
         {

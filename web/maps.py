@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 _one = threading.Lock()
 
 
-def overlay(session: Session, version_id: int, image: str, target: str | None = None) -> Image.Image:
+def overlay(
+    session: Session, version_id: int, image: str, target: str | None = None
+) -> Image.Image:
     """The map over its picture, for one class; target: what was answered, if nothing is said.
 
     Raises `UnknownAnswer`, `UnknownVersion`, `Swept`, `UnknownClass`, `Gone` and `BadCheckpoint`.

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 from PIL import Image
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from records import classes, corrections, queues, reviews
 from records.corrections import ActRow, HardCase
@@ -43,7 +43,8 @@ Word = Annotated[str, AfterValidator(_text), Field(max_length=255)]
 Prose = Annotated[str, AfterValidator(_text), Field(max_length=2000)]
 Number = Annotated[int, Field(ge=1, le=LARGEST)]
 Version = Annotated[int, Path(ge=1, le=LARGEST)]
-Image_ = Annotated[str, Path(pattern="^[0-9a-f]{8,64}$", description="a digest, or its begin")]
+Key = Annotated[str, AfterValidator(_text), Field(max_length=1024)]
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{8,64}$", description="a digest, or its begin")]
 Most = Annotated[int, Query(ge=1, le=500)]
 Reviewer = Annotated[Client, Depends(allowed("review"))]
 Queue = Literal["random", "confidence", "mistaken", "scarce"]
@@ -60,20 +61,28 @@ def _person(by: str | None, client: Client) -> str:
 # --- verdicts -------------------------------------------------------------------------------
 
 
+_VERDICTS: list[JsonValue] = [
+    {
+        "transaction": "0193a5c2-7f00-7000-8000-000000000001",
+        "label": "okapi",
+        "queue": "random",
+        "by": "Ann",
+    },
+    {
+        "subject": "evaluation",
+        "version": 7,
+        "image": "3fa9c1d2",
+        "verdict": "wrong",
+        "label": "okapi",
+        "by": "Ann",
+    },
+]
+
+
 class Verdict(BaseModel):
     """What a person says of one answer: a transaction's, or a version's to an image."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"transaction": "0193a5c2-7f00-7000-8000-000000000001", "label": "okapi",
-                 "queue": "random", "by": "Ann"},
-                {"subject": "evaluation", "version": 7, "image": "3fa9c1d2", "verdict": "wrong",
-                 "label": "okapi", "by": "Ann"},
-            ]  # fmt: skip
-        },
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _VERDICTS})
 
     transaction: uuid.UUID | None = None
     subject: Literal["identification", "evaluation"] | None = None
@@ -221,7 +230,7 @@ def map_of(
     session: Session,
     client: Reviewer,
     version: Version,
-    image: Image_,
+    image: Digest,
     class_name: Annotated[Word | None, Query(alias="class")] = None,
 ) -> Response:
     """Where the version looked for a class (by default what it answered): Grad-CAM, as JPEG."""
@@ -230,28 +239,32 @@ def map_of(
 
 @router.get("/versions/{version}/images/{image}/picture", response_class=Response)
 def picture_of_image(
-    session: Session, client: Reviewer, version: Version, image: Image_
+    session: Session, client: Reviewer, version: Version, image: Digest
 ) -> Response:
     """An image that a version was evaluated on, as JPEG."""
     answered = reviews.of_evaluation(session, version, image)
     return _jpeg(kept.shown(kept.body_of(session, answered.sha256)))
 
 
+_CORRECTIONS: list[JsonValue] = [
+    {
+        "act": "relabel",
+        "images": ["3fa9c1d2"],
+        "label": "okapi",
+        "by": "Ann",
+        "why": "stripes",
+        "version": 7,
+    }
+]
+
+
 class Correction(BaseModel):
     """What a person does with images of the library."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"act": "relabel", "images": ["3fa9c1d2"], "label": "okapi", "by": "Ann",
-                 "why": "stripes", "version": 7}
-            ]  # fmt: skip
-        },
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _CORRECTIONS})
 
     act: Literal["remove", "restore", "relabel", "keep", "drop"]
-    images: Annotated[list[Word], Field(min_length=1, max_length=1000)]
+    images: Annotated[list[Key], Field(min_length=1, max_length=1000)]
     why: Prose
     by: Word | None = Field(None, description="who does it; the key's name if it is left out")
     label: Word | None = Field(None, description="what they are, to relabel them")
