@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_reviews
+from flows import cli_reviews, cli_transactions, cli_web
 
 # Everything else is imported by the verb that needs it: `regraft versions` must not wait for
 # torch, Prefect or Great Expectations.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tasks.promotion import Decision
     from vision.plan import Plan
 
-OURS = ("flows.", "tasks.", "records.", "vision.", "infra.")
+OURS = ("flows.", "tasks.", "records.", "vision.", "web.", "infra.")
 
 app = typer.Typer(
     name="regraft",
@@ -48,6 +48,7 @@ find_app = typer.Typer(invoke_without_command=True)
 app.add_typer(find_app, name="find")
 class_app = typer.Typer(help="Look at classes; rename, merge and split them.",
                         no_args_is_help=True)  # fmt: skip
+app.add_typer(cli_transactions.verbs, name="transactions")
 app.add_typer(class_app, name="class")
 app.add_typer(cli_reviews.verbs)
 
@@ -1601,6 +1602,9 @@ def _some(lines: Iterable[str], what: str) -> None:
     if len(listed) > 10:
         _say(f"… and {len(listed) - 10} more")
 
+
+app.command()(cli_web.web)
+app.add_typer(cli_web.key_app, name="key")
 
 if __name__ == "__main__":
     main()

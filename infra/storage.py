@@ -262,6 +262,19 @@ class Storage:
             f"delete {_shown(key)}",
         )
 
+    def look(self, key: str) -> Listed:
+        """An object's size and ETag without its bytes. Raises Gone."""
+        self._check(key)
+        found = self._do(
+            lambda: self._client.head_object(Bucket=self.bucket, Key=key), f"look at {_shown(key)}"
+        )
+        return Listed(
+            key=key,
+            etag=found["ETag"].strip('"'),
+            size=found["ContentLength"],
+            modified=found["LastModified"].astimezone(UTC),
+        )
+
     def exists(self, key: str) -> bool:
         """Tell whether there is an object under this key."""
         self._check(key)

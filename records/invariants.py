@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from infra.database import Database
 from infra.storage import Gone, Storage
-from records import benchmark, sets, snapshots, versions
+from records import benchmark, sets, snapshots, transactions, versions
 from records.nearness import NEAR_BITS
 from records.tables import Base
 
@@ -67,6 +67,7 @@ def broken_objects(session: Session, storage: Storage) -> list[str]:
         *_exports(session, storage),
         *_snapshots(session, storage),
         *_benchmark_objects(session, storage),
+        *_transaction_images(session, storage),
     ]
 
 
@@ -282,6 +283,32 @@ QUERIES = {
         SELECT i.sha256 FROM images i WHERE i.mined AND NOT EXISTS (
             SELECT 1 FROM pool_acts p WHERE p.sha256 = i.sha256 AND p.act = 'label')
     """,
+    # 8: what was served, each once and counted
+    "8: a month of transactions is not what was counted by day": """
+        SELECT day, version_id, client, u.transactions, t.transactions FROM usage_days u
+        FULL JOIN (SELECT (at AT TIME ZONE 'UTC')::date AS day, version_id, client, count(*)
+                   FROM transactions GROUP BY 1, 2, 3) t (day, version_id, client, transactions)
+        USING (day, version_id, client)
+        WHERE u.transactions IS DISTINCT FROM t.transactions
+          AND to_regclass(to_char(day, '"transactions_"YYYY_MM')) IS NOT NULL
+    """,
+    "8: a day's transactions by class are not those by client": """
+        SELECT day, version_id, u.said, p.said FROM (
+            SELECT day, version_id, sum(transactions) AS said FROM usage_days GROUP BY 1, 2) u
+        FULL JOIN (SELECT day, version_id, sum(transactions) AS said
+                   FROM predicted_days GROUP BY 1, 2) p USING (day, version_id)
+        WHERE u.said IS DISTINCT FROM p.said
+    """,
+    "8: two transactions have one number, or one place in one request": """
+        SELECT id, count(*) FROM transactions GROUP BY id HAVING count(*) > 1
+        UNION ALL SELECT min(id::text)::uuid, count(*) FROM transactions
+        WHERE request_id IS NOT NULL GROUP BY client, request_id, ordinal HAVING count(*) > 1
+    """,
+    "8: a transaction is of a named request that is not known": """
+        SELECT t.id FROM transactions t WHERE t.request_id IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM served_requests r WHERE r.at = t.at
+              AND r.client = t.client AND r.request_id = t.request_id)
+    """,
 }
 
 
@@ -396,6 +423,24 @@ def _benchmark_objects(session: Session, storage: Storage) -> Iterator[str]:
             yield f"13: benchmark image {sha256} is not in S3 under {key}"
         elif hashlib.sha256(body).hexdigest() != sha256:
             yield f"13: benchmark image {sha256} was changed in S3 under {key}"
+
+
+def _transaction_images(session: Session, storage: Storage) -> Iterator[str]:
+    """13: the pictures kept with transactions are there, unless retention or a person took them."""
+    kept = session.scalars(
+        text(
+            """
+            SELECT DISTINCT t.image_key FROM transactions t WHERE t.image_key IS NOT NULL
+              AND t.at >= :since AND NOT EXISTS (
+                  SELECT 1 FROM pool_acts a WHERE t.image_key IN (a.key, a.to_key))
+            ORDER BY t.image_key
+            """
+        ),
+        {"since": transactions.images_since(session)},
+    ).all()
+    there = {one.key for one in storage.list(transactions.IMAGES)} if kept else set()
+    if missing := [key for key in kept if key not in there]:
+        yield f"13: pictures of transactions are not in S3: {_shown(missing)}"
 
 
 def _body(storage: Storage, key: str) -> bytes | None:

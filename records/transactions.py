@@ -82,7 +82,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Month:
-    """One partition: its first day (UTC), its rows as Postgres estimates them, and its bytes."""
+    """One partition: its first day (UTC), its rows and its bytes, indexes included."""
 
     first: date
     rows: int
@@ -344,14 +344,21 @@ def months(session: Session) -> list[Month]:
     rows = session.execute(
         text(
             """
-            SELECT c.relname, greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)
+            SELECT c.relname, coalesce(u.transactions, 0), pg_total_relation_size(c.oid)
             FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            LEFT JOIN (
+                SELECT to_char(day, '"transactions_"YYYY_MM') AS name,
+                       sum(transactions) AS transactions
+                FROM usage_days GROUP BY name) u ON u.name = c.relname
             WHERE i.inhparent = 'transactions'::regclass ORDER BY c.relname
             """
         )
     )
-    found = [(_MONTH.fullmatch(name), rows, size) for name, rows, size in rows]
-    return [Month(date(int(m[1]), int(m[2]), 1), rows, size) for m, rows, size in found if m]
+    found = [(_MONTH.fullmatch(name), count, size) for name, count, size in rows]
+    return [
+        Month(date(int(name[1]), int(name[2]), 1), int(count), int(size))
+        for name, count, size in found if name
+    ]  # fmt: skip
 
 
 def images_since(session: Session) -> datetime:

@@ -3,7 +3,7 @@
 import intakes
 import numpy as np
 import pytest
-import served
+import reviewed
 from intakes import csv, label, picture, put, query, reasons, state, take_in
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -221,7 +221,7 @@ def test_a_picture_of_a_pool_is_corrected_by_the_same_acts(
 
 def evaluated(database: Database, storage: Storage) -> list[str]:
     """Have version 1 evaluated: six crosses and rings, of which it has some wrong or nearly so."""
-    served.library(database, storage, images=3)
+    reviewed.library(database, storage, images=3)
     keys = [f"labelled/{name}/{seed}.png" for name in ("cross", "ring") for seed in range(3)]
     images = [digest_of(database, key) for key in keys]
     own = np.array([0.99, 0.55, 0.02, 0.97, 0.4, 0.8], dtype=np.float32)

@@ -5,9 +5,9 @@ import uuid
 from hashlib import sha256
 
 import pytest
-import served
+import reviewed
 from intakes import label, picture, put, query, take_in
-from served import transaction
+from reviewed import transaction
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -27,7 +27,7 @@ from web import kept
 @pytest.fixture
 def library(database: Database, storage: Storage) -> Database:
     """Have twelve pictures and version 1."""
-    served.library(database, storage)
+    reviewed.library(database, storage)
     return database
 
 
@@ -71,7 +71,7 @@ def test_only_the_random_stream_estimates_accuracy(library: Database) -> None:
         row = transaction(number, confidence=0.9 if sure else 0.6, draw=share if drawn else None)
         truth[row.id] = chance.random() < (0.9 if sure else 0.4)
         rows.append(row)
-    served.serve(library, rows)
+    reviewed.serve(library, rows)
     drawn_rows = [row for row in rows if row.draw is not None]
     for one in waiting(library, "confidence", most=100):
         say(library, one.transaction_id, label="ring" if truth[one.transaction_id] else "cross",
@@ -100,9 +100,9 @@ def test_only_the_random_stream_estimates_accuracy(library: Database) -> None:
 def test_the_random_order_is_fixed_and_one_in_ten_is_asked_twice(library: Database) -> None:
     """For everybody the order of a digest, whenever it came in; a fifth hides its answer."""
     rows = [transaction(number, draw=0.5, minutes=-number) for number in range(300)]
-    served.serve(library, rows[150:])
+    reviewed.serve(library, rows[150:])
     before = [one.transaction_id for one in waiting(library)]
-    served.serve(library, rows[:150])
+    reviewed.serve(library, rows[:150])
     found = waiting(library)
     order = [one.transaction_id for one in found]
     assert order == sorted((row.id for row in rows), key=lambda one: sha256(one.bytes).digest())
@@ -128,7 +128,7 @@ def test_the_random_order_is_fixed_and_one_in_ten_is_asked_twice(library: Databa
 def test_whoever_sees_it_blind_names_it_and_anchoring_is_measured(library: Database) -> None:
     """People who say `right` to whatever they are shown are found out by those who cannot."""
     rows = [transaction(number, draw=0.5) for number in range(400)]
-    served.serve(library, rows)
+    reviewed.serve(library, rows)
     chance = random.Random(3)
     for one in waiting(library):
         truth = "ring" if chance.random() < 0.7 else "cross"
@@ -154,7 +154,7 @@ def test_what_nobody_can_tell_bounds_the_estimate(library: Database) -> None:
     """Bad images are left out; what cannot be told is right at best and wrong at worst."""
     shown = [row for row in (transaction(number, draw=0.5) for number in range(40))
              if not is_blind(row.id)][:20]  # fmt: skip
-    served.serve(library, shown)
+    reviewed.serve(library, shown)
     words = ["right"] * 12 + ["wrong"] * 3 + ["bad image"] * 2 + ["cannot tell"] * 3
     for row, word in zip(shown, words, strict=True):
         say(library, row.id, verdict=word, stream="random")
@@ -171,7 +171,7 @@ def test_what_nobody_can_tell_bounds_the_estimate(library: Database) -> None:
 def test_two_people_may_disagree_and_both_are_kept(library: Database) -> None:
     """Of each the newest word counts: the quarrel is listed until one of them comes round."""
     row, other = transaction(1), transaction(2)
-    served.serve(library, [row, other])
+    reviewed.serve(library, [row, other])
     say(library, row.id, "Ann", verdict="right")
     say(library, row.id, "Zoë", label="cross", note="a beam too many")
     say(library, other.id, "Ann", verdict="wrong")
@@ -197,14 +197,14 @@ def test_saying_it_twice_is_saying_it_once_and_reviews_outlive_what_they_review(
     """Retention drops the transaction, and what was proven by it stays proven."""
     (row,) = [row for row in (transaction(number, draw=0.5) for number in range(20))
               if not is_blind(row.id)][:1]  # fmt: skip
-    served.serve(library, [row])
+    reviewed.serve(library, [row])
     first = say(library, row.id, verdict="right", stream="random")
     again = say(library, row.id, " Ann ", label="ring", stream="random")
     assert (first.fresh, again.fresh, again.id) == (True, False, first.id)
     assert say(library, row.id, verdict="right").fresh  # chosen, which the stream knows nothing of
     before = in_use(library).accuracy
     with library.transaction() as session:
-        transactions.retain(session, served.AT.date().replace(month=12, day=1), served.AT, "Ann")
+        transactions.retain(session, reviewed.AT.date().replace(month=12, day=1), reviewed.AT, "Ann")
     assert before is not None
     assert in_use(library).accuracy == before
     with pytest.raises(UnknownAnswer, match="there is no transaction"):
@@ -214,7 +214,7 @@ def test_saying_it_twice_is_saying_it_once_and_reviews_outlive_what_they_review(
 def test_verdicts_that_cannot_be_are_refused(library: Database) -> None:
     """One line each, and nothing is written."""
     row = transaction(1)
-    served.serve(library, [row])
+    reviewed.serve(library, [row])
     for words, says in (
         ({}, "say right, wrong, bad image or cannot tell"),
         ({"verdict": "maybe"}, "verdict 'maybe' is none of"),
@@ -244,7 +244,7 @@ def test_queues_of_doubt_and_value_show_what_they_say(
     """The least sure, the likeliest wrong, the scarce; nothing drawn, nothing that was reviewed."""
     put(storage, "labelled/bar/1.png", picture(1, "bar"))
     take_in(library)
-    second = served.version(library, ("bar", "cross", "ring"))
+    second = reviewed.version(library, ("bar", "cross", "ring"))
     names = ("bar", "cross", "ring")
     told = Answers(  # of ten rings and crosses each, version 2 knows all crosses and half the rings
         images=tuple(f"{number:064x}" for number in range(20)),
@@ -268,7 +268,7 @@ def test_queues_of_doubt_and_value_show_what_they_say(
                     top_confidences=(0.8, 0.2)),
         transaction(6, "cross", 0.65, version=second),
     ]  # fmt: skip
-    served.serve(library, rows)
+    reviewed.serve(library, rows)
     number = {row.id: place for place, row in enumerate(rows, start=1)}
 
     def shown(queue: str, **asked: object) -> list[int]:
@@ -290,10 +290,10 @@ def test_queues_of_doubt_and_value_show_what_they_say(
 
 def test_what_retention_took_the_picture_of_is_offered_no_more(library: Database) -> None:
     """The row is still there, and nobody could see what it was."""
-    served.serve(library, [transaction(1, draw=0.5), transaction(2), transaction(3, minutes=5)])
+    reviewed.serve(library, [transaction(1, draw=0.5), transaction(2), transaction(3, minutes=5)])
     with library.transaction() as session:
-        first = served.AT.date().replace(day=1)
-        transactions.retain(session, first, served.AT.replace(minute=1), "Ann")
+        first = reviewed.AT.date().replace(day=1)
+        transactions.retain(session, first, reviewed.AT.replace(minute=1), "Ann")
     assert waiting(library) == []
     assert [one.transaction_id for one in waiting(library, "confidence")] == [transaction(3).id]
 
@@ -305,7 +305,7 @@ def test_a_reviewed_picture_comes_in_as_mined(library: Database, storage: Storag
     """By the door of the pools: named by a person, only to train on; once, however often said."""
     body = picture(900, "cross")
     row = transaction(1, "ring", image=body)
-    served.serve(library, [row, transaction(2, image=body, minutes=1)])
+    reviewed.serve(library, [row, transaction(2, image=body, minutes=1)])
     assert row.image_key is not None
     put(storage, row.image_key, body)
     for times in range(2):

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
 from fastapi import FastAPI
 
+from web import health, predictions
 from web.access import Access
+from web.bounds import Bounds
 from web.errors import answer_errors
+from web.metrics import Counted, Metrics
+from web.predictor import Predictor
 from web.rules import Rules
+from web.transaction_log import TransactionLog
+
+ABOUT = "Ask the image classifier that serves, and look at how it does."
 
 
-def create_app(rules: Rules | None = None) -> FastAPI:
-    """The application by these rules; what it needs is started with it and ends with it."""
+def create_app(rules: Rules | None = None, log: TransactionLog | None = None) -> FastAPI:
+    """The application by these rules; what it needs is started with it and ends with it.
+
+    log: where answers are kept; it is closed with the application. None keeps nothing.
+    """
     rules = rules or Rules()
-    app = FastAPI(title="regraft")
-    app.state.rules = rules
-    app.state.access = Access(rules.loopback)
+    access, metrics = Access(rules.loopback), Metrics()
+
+    @asynccontextmanager
+    async def alive(app: FastAPI) -> AsyncIterator[None]:
+        predictor = Predictor(rules, access, metrics, log)
+        app.state.predictor = predictor
+        await asyncio.to_thread(predictor.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(predictor.close)
+
+    app = FastAPI(title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive)
+    app.state.access, app.state.metrics = access, metrics
+    app.include_router(health.router)
+    app.include_router(predictions.router)
     answer_errors(app)
+    app.add_middleware(Bounds, rules=rules)
+    app.add_middleware(Counted, metrics=metrics)
     return app

@@ -1,24 +1,34 @@
-"""What the service lets its clients do; `regraft web` has an option for each rule."""
+"""What the service lets its clients do; `regraft web` has an option for most of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from vision.scores import PRECISION
 
 
 @dataclass(frozen=True)
 class Rules:
     """Bounds of one service.
 
-    loopback: it listens on the loopback alone and wants no key there. prefixes: where the objects
-    lie that a client may name. bytes: of one request's body. pictures: in one request. waiting:
-    pictures that may wait for an answer. body_seconds: for a body to arrive. answer_seconds: for an
-    answer, once the body is there.
+    loopback: it listens on the loopback alone and wants no key there. precision: the one wished of
+    the threshold that says whether an answer may be shown. prefixes: where the objects lie that a
+    client may name.
+
+    most_bytes: of one body. held_bytes: of all bodies together. most_pictures: in one request.
+    most_waiting: pictures that are being answered or wait for it. body_seconds: for a body to
+    arrive. answer_seconds: for the answer once it is there. batch: pictures computed together.
+    linger_seconds: how long the first of a batch waits for others.
     """
 
     loopback: bool = True
+    precision: float = PRECISION
     prefixes: tuple[str, ...] = ("pools/",)
-    bytes: int = 32_000_000
-    pictures: int = 16
-    waiting: int = 256
+    most_bytes: int = 32_000_000
+    held_bytes: int = 512_000_000
+    most_pictures: int = 16
+    most_waiting: int = 256
     body_seconds: float = 20.0
     answer_seconds: float = 20.0
+    batch: int = 8
+    linger_seconds: float = 0.002

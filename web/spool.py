@@ -48,15 +48,15 @@ class Segment:
     images: tuple[tuple[str, str, bytes], ...] = ()
     gaps: tuple[tuple[str, str, int, str], ...] = ()
 
-    def packed(self) -> bytes:
-        """The segment as the bytes of its file."""
+    def packed(self) -> list[bytes]:
+        """The segment as the bytes of its file, in pieces: pictures are not copied."""
         rows = "".join(self.lines).encode()
         header = {
             "columns": self.columns, "gaps": self.gaps, "bytes": len(rows),
             "images": [(key, digest, len(body)) for key, digest, body in self.images],
         }  # fmt: skip
         images = [body for _, _, body in self.images]
-        return b"".join([json.dumps(header).encode(), b"\n", rows, *images])
+        return [json.dumps(header).encode(), b"\n", rows, *images]
 
     @classmethod
     def unpacked(cls, body: bytes) -> Segment:
@@ -128,15 +128,16 @@ class Spool:
 
         A segment that only tells of gaps always finds room.
         """
-        body = segment.packed()
-        if segment.lines and self.size + len(body) > self.most_bytes:
+        pieces = segment.packed()
+        length = sum(map(len, pieces))
+        if segment.lines and self.size + length > self.most_bytes:
             raise SpoolFull(f"the spool {self.folder} is full ({self.size / 1e6:.0f} MB)")
         # The name tells how many rows are lost if the file is damaged, and sorts by time.
         name = f"{time.time_ns():020d}-{len(segment.lines)}-{secrets.token_hex(4)}"
         aside = self.folder / f"{name}{ASIDE}"
         try:
             with aside.open("xb") as file:
-                file.write(body)
+                file.writelines(pieces)
                 file.flush()
                 # From here on it outlives this process, from the next line on the machine.
                 aside.rename(self.folder / f"{name}{ENDING}")
@@ -146,7 +147,7 @@ class Spool:
             aside.unlink(missing_ok=True)
             raise
         self.rows += len(segment.lines)
-        self.size += len(body)
+        self.size += length
 
     def _sync_names(self) -> None:
         descriptor = os.open(self.folder, os.O_RDONLY)
@@ -211,3 +212,8 @@ class Spool:
 def _rows_of(name: str) -> int:
     """How many rows a segment has, by its name."""
     return int(name.split("-")[1])
+
+
+def spooled(folder: Path) -> int:
+    """How many rows wait in the spools under a folder, which need not be there."""
+    return sum(_rows_of(path.name) for path in folder.glob(f"*/*{ENDING}"))

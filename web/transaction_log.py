@@ -32,10 +32,10 @@ log = logging.getLogger("regraft")
 
 # How long a row may wait in memory, and how many that come together do not wait.
 FLUSH_SECONDS, BATCH = 0.5, 1000
-MOST_WAITING, MOST_IMAGE_BYTES = 20_000, 1 << 26
+MOST_WAITING, MOST_IMAGE_BYTES = 20_000, 1 << 25
 # Losses are told together: one line for each of them would be more than what was lost.
 GAP_SECONDS = 10.0
-SEND_ROWS, SEND_BYTES = 5000, 1 << 26
+SEND_ROWS, SEND_BYTES = 5000, 1 << 25
 IDLE_SECONDS, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 0.2, 5.0
 UPLOADS = 8
 MOST_KNOWN = 10_000
@@ -50,6 +50,8 @@ Put = tuple[Transaction, bytes | None]
 
 class OtherRequest(ValueError):
     """A request has the name of another one; the message says so."""
+
+    status = 409
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""The version that answers: the deployment log is followed, and nobody waits while it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from sqlalchemy.orm import Session
+
+from infra import database, storage
+from records import deployments, evaluations, keys, versions
+from records.deployments import Champion
+from records.versions import ExportRow
+from vision.export import BadExport
+from vision.serving import Served
+from web.access import Access
+
+log = logging.getLogger("regraft.web")
+
+EVERY = 1.0  # seconds; a promotion must be live within five
+
+
+class NothingServes(RuntimeError):
+    """The champion cannot answer here; the message says why and the mend."""
+
+    status = 503
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """A version as it answers; threshold: the confidence from which an answer may be shown."""
+
+    deployment_id: int
+    version_id: int
+    checkpoint_digest: str
+    threshold: float | None
+    network: Served
+
+
+class Follower:
+    """A thread that reads the newest deployment, its threshold and the keys, over and over.
+
+    A new champion is fetched, its bytes hashed, its classes compared, and warmed; only then it
+    takes the place of the one before. Whatever fails, that one goes on answering.
+
+    serving: the version that answers now, None before there is one. problem: why it is not what
+    the database wants, or None. seen_at: when that was last known, on the monotonic clock.
+    """
+
+    def __init__(self, access: Access, precision: float, threads: int, batch: int) -> None:
+        """threads: how many compute one batch together. batch: the most pictures of one."""
+        self.serving: Serving | None = None
+        self.problem: str | None = None
+        self.seen_at = time.monotonic()
+        self._access, self._precision = access, precision
+        self._threads, self._batch = threads, batch
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="regraft-follow", daemon=True)
+
+    def start(self) -> None:
+        """Read once, then follow until `close`."""
+        self.look()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def now(self) -> Serving:
+        """The version that answers; raises `NothingServes`."""
+        if self.serving is None:
+            raise NothingServes(self.problem or "no version serves yet")
+        return self.serving
+
+    def look(self) -> None:
+        """Read the database once and do what it says."""
+        problem = None
+        try:
+            with database.connect().transaction() as session:
+                self._access.renew(keys.listed(session, revoked=False))
+                champion = deployments.champion(session)
+                threshold = self._threshold(session, champion)
+            self._change(champion, threshold)
+            self.seen_at = time.monotonic()
+        except Exception as error:  # whatever it is, the version that answers goes on
+            problem = " ".join(str(error).split())
+        if problem != self.problem:
+            if problem:
+                log.error("%s", problem)
+            self.problem = problem
+
+    def _follow(self) -> None:
+        while not self._stop.wait(EVERY):
+            self.look()
+
+    def _threshold(self, session: Session, champion: Champion | None) -> float | None:
+        """The confidence that reaches the wished precision; None where none does."""
+        if champion is None:
+            return None
+        rows = evaluations.thresholds(session, champion.version_id)
+        fitted = [one for one in rows if one.subject == "validation"]
+        return next((one.confidence for one in fitted if one.wished == self._precision), None)
+
+    def _change(self, champion: Champion | None, threshold: float | None) -> None:
+        if champion is None:
+            raise NothingServes("no version serves yet: `regraft nightly` trains and judges one")
+        before = self.serving
+        if before and before.deployment_id == champion.deployment_id:
+            if before.threshold != threshold:
+                self.serving = replace(before, threshold=threshold)
+            return
+        begun = time.monotonic()
+        network = self._loaded(champion)
+        network.warm(self._batch)
+        self.serving = Serving(
+            champion.deployment_id, champion.version_id, champion.checkpoint_digest, threshold,
+            network,
+        )  # fmt: skip
+        log.info(
+            "version %d answers from now on, %.1f s after it was seen",
+            champion.version_id, time.monotonic() - begun,
+        )  # fmt: skip
+
+    def _loaded(self, champion: Champion) -> Served:
+        version_id = champion.version_id
+        with database.connect().transaction() as session:
+            version = versions.get(session, version_id)
+            row = versions.exported(session, version_id)
+        if row is None or row.checkpoint_digest != champion.checkpoint_digest:
+            raise NothingServes(
+                f"version {version_id} serves, but no file was written for it: start "
+                "`regraft web` again, which writes it"
+            )
+        network = Served(_body(version_id, row), self._threads)
+        if list(network.class_names) != version.class_names:
+            raise BadExport(
+                f"version {version_id}: its file names other classes than its row; restore "
+                "either from a backup"
+            )
+        return network
+
+
+def _body(version_id: int, row: ExportRow) -> bytes:
+    body = storage.connect().read(versions.export_key(row.digest))
+    found = hashlib.sha256(body).hexdigest()
+    if found != row.digest:
+        raise BadExport(
+            f"version {version_id}: the file that serves it holds other bytes ({found[:12]}…) than "
+            "were stored; start `regraft web` again, which writes it anew"
+        )
+    return body
