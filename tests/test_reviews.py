@@ -204,7 +204,8 @@ def test_saying_it_twice_is_saying_it_once_and_reviews_outlive_what_they_review(
     assert say(library, row.id, verdict="right").fresh  # chosen, which the stream knows nothing of
     before = in_use(library).accuracy
     with library.transaction() as session:
-        transactions.retain(session, reviewed.AT.date().replace(month=12, day=1), reviewed.AT, "Ann")
+        december = reviewed.AT.date().replace(month=12, day=1)
+        transactions.retain(session, december, reviewed.AT, "Ann")
     assert before is not None
     assert in_use(library).accuracy == before
     with pytest.raises(UnknownAnswer, match="there is no transaction"):

@@ -7,27 +7,22 @@ another version is asked about; what is made so is not kept.
 from __future__ import annotations
 
 import functools
-import tempfile
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
-from infra import storage
 from records import classes, evaluations, reviews, versions
-from records.versions import VersionRow, checkpoint_key
+from records.versions import VersionRow
 from vision import images
 from vision.plan import Plan
 from web import kept
-
-if TYPE_CHECKING:
-    from vision.network import Loaded
+from web.explanations import loaded_by
 
 # One at a time: each takes all cores, and a network more than one would fill the memory.
 _one = threading.Lock()
+_network = functools.lru_cache(maxsize=1)(loaded_by)
 
 
 def overlay(
@@ -53,7 +48,7 @@ def overlay(
     if digest is None:
         raise reviews.UnknownAnswer(f"version {version_id} is {version.state}: it has no network")
     with _one:
-        loaded = _loaded(digest)
+        loaded = _network(digest)
         pixels = images.square(body, loaded.plan.geometry)
         column = loaded.class_names.index(name)
         (made,) = gradcam.maps(loaded.network, pixels[None], [column], loaded.plan, "cpu")
@@ -65,13 +60,3 @@ def _known(session: Session, version: VersionRow, target: str) -> str:
     if name not in version.class_names:
         raise classes.UnknownClass(f"version {version.id} knows no class {target[:60]!r}", [])
     return name
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(digest: str) -> Loaded:
-    from vision import network
-
-    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
-        path = Path(folder) / "checkpoint.safetensors"
-        path.write_bytes(storage.connect().read(checkpoint_key(digest)))
-        return network.load(path, digest)
