@@ -304,19 +304,32 @@ _EVALUATED = f"""
         SELECT DISTINCT ON (sha256) * FROM told
         ORDER BY sha256, array_position(
             ARRAY['benchmark', 'validation', 'test', 'batch', 'library'], subject), id DESC
+    ), worst AS MATERIALIZED (
+        SELECT o.*, coalesce(c.name, f.today, b.class_name) AS today, i.split, i.withdrawn_why,
+               b.key AS frozen_key
+        FROM once o
+        LEFT JOIN images i USING (sha256) LEFT JOIN classes c ON c.id = i.class_id
+        LEFT JOIN benchmark_images b USING (sha256)
+        LEFT JOIN class_names f ON f.name = b.class_name
+        WHERE (:again OR (i.withdrawn_at IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM image_acts t
+                                 WHERE t.sha256 = o.sha256 AND t.done_at > o.created_at)
+                 AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.sha256 = o.sha256
+                                 AND r.version_id = :version AND r.subject = 'evaluation')))
+          AND (CAST(:class AS text) IS NULL
+               OR coalesce(c.name, f.today, b.class_name) = :class)
+        ORDER BY o.mistakenness DESC, o.sha256 LIMIT :most OFFSET :skip
     )
-    SELECT o.sha256, o.subject, o.benchmark_version, o.label,
-           coalesce(c.name, f.today, b.class_name), o.predicted, o.confidence, o.label_confidence,
-           o.correct, o.top_labels, o.top_confidences, o.mistakenness, o.suggested,
-           coalesce(i.split = 'train', false), i.withdrawn_why, t.act, t.done_by, r.verdict,
+    SELECT o.sha256, o.subject, o.benchmark_version, o.label, o.today, o.predicted, o.confidence,
+           o.label_confidence, o.correct, o.top_labels, o.top_confidences, o.mistakenness,
+           o.suggested, coalesce(o.split = 'train', false), o.withdrawn_why, t.act, t.done_by,
+           r.verdict,
            ARRAY(SELECT g.target FROM gradcams g
                  WHERE g.version_id = :version AND g.sha256 = o.sha256 ORDER BY g.target),
-           coalesce(p.key, b.key), p.etag
-    FROM once o
-    LEFT JOIN images i USING (sha256) LEFT JOIN classes c ON c.id = i.class_id
-    LEFT JOIN benchmark_images b USING (sha256) LEFT JOIN class_names f ON f.name = b.class_name
+           coalesce(p.key, o.frozen_key), p.etag
+    FROM worst o
     LEFT JOIN LATERAL (
-        SELECT act, done_by, done_at FROM image_acts t WHERE t.sha256 = o.sha256
+        SELECT act, done_by FROM image_acts t WHERE t.sha256 = o.sha256
         ORDER BY id DESC LIMIT 1) t ON true
     LEFT JOIN LATERAL (
         SELECT verdict FROM reviews r WHERE r.sha256 = o.sha256 AND r.version_id = :version
@@ -324,8 +337,5 @@ _EVALUATED = f"""
     LEFT JOIN LATERAL (
         SELECT key, etag FROM objects s WHERE s.sha256 = o.sha256 AND s.gone_at IS NULL
         ORDER BY s.state = 'quarantined', s.id LIMIT 1) p ON true
-    WHERE (:again OR (r.verdict IS NULL AND i.withdrawn_at IS NULL
-                      AND coalesce(t.done_at <= o.created_at, true)))
-      AND (CAST(:class AS text) IS NULL OR coalesce(c.name, f.today, b.class_name) = :class)
-    ORDER BY o.mistakenness DESC, o.sha256 LIMIT :most OFFSET :skip
+    ORDER BY o.mistakenness DESC, o.sha256
 """  # noqa: S608
