@@ -25,11 +25,11 @@ VIEWS = {
                    AS right_share,
                count(*) FILTER (WHERE verdict = 'bad image') AS bad_images,
                count(*) FILTER (WHERE verdict = 'cannot tell') AS cannot_tell
-        FROM reviews r
-        WHERE stream = 'random' AND NOT EXISTS (
-            SELECT FROM reviews newer
-            WHERE newer.stream = 'random' AND newer.transaction_id = r.transaction_id
-              AND newer.reviewed_by = r.reviewed_by AND newer.id > r.id)
+        FROM (
+            -- version and time are the transaction's: here they let a condition on them come through
+            SELECT DISTINCT ON (version_id, transaction_at, transaction_id, reviewed_by) *
+            FROM reviews WHERE stream = 'random'
+            ORDER BY version_id, transaction_at, transaction_id, reviewed_by, id DESC) newest
         GROUP BY transaction_id, transaction_at, version_id, sha256, predicted, confidence
     """,
     # Pictures of the library that somebody keeps as hard cases.
