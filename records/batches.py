@@ -642,6 +642,40 @@ def quarantine_reasons(session: Session, batch_id: int | None = None) -> list[tu
     return [(name, count, sentence) for name, count, sentence in rows]
 
 
+@dataclass(frozen=True)
+class Held:
+    """One object or manifest row in quarantine, for one reason. sha256: None where unread."""
+
+    key: str
+    expectation: str
+    sentence: str
+    sha256: str | None
+    batch_id: int | None
+    since: datetime
+
+
+def in_quarantine(
+    session: Session, expectation: str | None = None, batch_id: int | None = None, most: int = 60
+) -> list[Held]:
+    """What is in quarantine, the newest first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT q.key, q.expectation, q.sentence, o.sha256, coalesce(o.batch_id, m.batch_id),
+                   q.created_at
+            FROM quarantine q
+            LEFT JOIN objects o ON o.id = q.object_id
+            LEFT JOIN manifest_rows m ON m.id = q.manifest_row_id
+            WHERE (CAST(:expectation AS text) IS NULL OR q.expectation = :expectation)
+              AND (CAST(:batch AS bigint) IS NULL OR coalesce(o.batch_id, m.batch_id) = :batch)
+            ORDER BY q.id DESC LIMIT :most
+            """
+        ),
+        {"expectation": expectation, "batch": batch_id, "most": most},
+    )
+    return [Held(*row) for row in rows]
+
+
 def images_of_batch(session: Session, batch_id: int) -> Iterator[tuple[str, str, str]]:
     """(sha256, class, split) of the images that came in with one batch and are usable."""
     rows = session.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
@@ -135,6 +136,84 @@ def classes(session: Session) -> list[ClassRow]:
         )
     )
     return [ClassRow(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a class has that a snapshot may choose (`usable`), by split and by origin.
+
+    held: images that stay out of every split; withdrawn: those out of use.
+    """
+
+    name: str
+    usable: int
+    train: int
+    validation: int
+    test: int
+    held: int
+    withdrawn: int
+    real: int
+    staged: int
+    synthetic: int
+
+
+def holdings(session: Session) -> list[Holding]:
+    """Every class with what it has, the scarcest first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT c.name, sum(n) FILTER (WHERE usable AND split <> 'held') AS all_usable,
+                   sum(n) FILTER (WHERE usable AND split = 'train'),
+                   sum(n) FILTER (WHERE usable AND split = 'validation'),
+                   sum(n) FILTER (WHERE usable AND split = 'test'),
+                   sum(n) FILTER (WHERE usable AND split = 'held'),
+                   sum(n) FILTER (WHERE NOT usable),
+                   sum(n) FILTER (WHERE usable AND split <> 'held' AND origin = 'real'),
+                   sum(n) FILTER (WHERE usable AND split <> 'held' AND origin = 'staged'),
+                   sum(n) FILTER (WHERE usable AND split <> 'held' AND origin = 'synthetic')
+            FROM classes c
+            LEFT JOIN (SELECT class_id, split, origin, withdrawn_at IS NULL AS usable,
+                              count(*) AS n
+                       FROM images GROUP BY 1, 2, 3, 4) i ON i.class_id = c.id
+            WHERE c.became_id IS NULL
+            GROUP BY c.name ORDER BY all_usable NULLS FIRST, c.name
+            """
+        )
+    )
+    return [Holding(name, *(int(count or 0) for count in counts)) for name, *counts in rows]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a class. withdrawn: why it is out of use, or None."""
+
+    sha256: str
+    sub_class: str
+    origin: str
+    split: str
+    labelled_by: str
+    batch_id: int
+    added_at: datetime
+    withdrawn: str | None
+
+
+def images_of(
+    session: Session, class_name: str, after: str = "", most: int = 60
+) -> list[ImageRow]:
+    """Images of a class by digest, from the one that follows `after` on."""
+    rows = session.execute(
+        text(
+            """
+            SELECT i.sha256, i.sub_class, i.origin, i.split, i.labelled_by, i.batch_id, i.added_at,
+                   CASE WHEN i.withdrawn_at IS NOT NULL
+                        THEN coalesce(i.withdrawn_why, 'withdrawn') END
+            FROM images i JOIN classes c ON c.id = i.class_id
+            WHERE c.name = :name AND i.sha256 > :after ORDER BY i.sha256 LIMIT :most
+            """
+        ),
+        {"name": class_name, "after": after, "most": most},
+    )
+    return [ImageRow(*row) for row in rows]
 
 
 def label_changes(session: Session, most: int = 100) -> list[dict[str, Any]]:

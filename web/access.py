@@ -71,8 +71,10 @@ def _from_elsewhere(request: Request) -> str | None:
     """Why a request that reached the loopback comes from somewhere else all the same, or None."""
     if any(name in request.headers for name in FORWARDED):
         return "a proxy passed this on, so it needs a key: send `Authorization: Bearer regraft_…`"
-    # Browsers say where a page comes from that makes them ask; others send no such header.
-    if request.headers.get("sec-fetch-site", "none") in {"cross-site", "same-site"}:
+    # Browsers say where a page comes from that makes them ask; others send no such header. A link
+    # that somebody follows shows them our page, and that of which it was a link nothing.
+    followed = request.method == "GET" and request.headers.get("sec-fetch-dest") == "document"
+    if not followed and request.headers.get("sec-fetch-site", "none") in {"cross-site", "same-site"}:
         return "a page of another site asks in your browser's name, so it needs a key"
     # A name that leads here and is not the loopback's was bent to it by somebody's DNS, to let a
     # page of theirs speak to us.

@@ -64,6 +64,19 @@ def told(status: int, sentence: str, headers: Mapping[str, str] | None = None) -
     return JSONResponse({"detail": sentence}, status, headers)
 
 
+def answer(request: Request, error: Exception) -> JSONResponse:
+    """What is told of an error that something raised; a page says the same in its own form."""
+    if isinstance(error, HTTPException):
+        return _refused(request, error)
+    if isinstance(error, RequestValidationError):
+        return _invalid(request, error)
+    if isinstance(error, OperationalError):
+        return _away(request, error)
+    if isinstance(error, tuple(kind for kind, _ in STATUS)):
+        return _ours(request, error)
+    return _broken(request, error)
+
+
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101  (registered for nothing else)
     path, headers = request.url.path, dict(error.headers or {})

@@ -1,0 +1,290 @@
+"""The frame of every page: who looks, who acts, what is said when something is wrong.
+
+A page reads without a script. Whatever changes something is a form with a person's name, sent from
+a page of ours: other sites' forms are refused by what browsers say of where they stand.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+import jinja2
+from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from records import classes
+from records.keys import LOCAL
+from web import errors
+from web.access import Access, Client
+
+HERE = Path(__file__).parent.parent
+KEY, PERSON, SAID = "regraft_key", "regraft_person", "regraft_said"  # names of cookies
+YEAR = 365 * 86400
+READING = ("review", "admin")  # scopes of which one lets a person read pages
+
+HEADERS = {
+    "Cache-Control": "private, no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    # Browsers say `Origin: null` of a form where they may not say where it stands.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class BadForm(ValueError):
+    """A form that was not sent as our pages send it; the message says the mend."""
+
+
+# --- templates ------------------------------------------------------------------------------
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage, a dash where it was not measured."""
+    return "–" if share is None else f"{share:.1%}"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """An interval of shares in percent: `49 to 94`."""
+    return "" if low is None or high is None else f"{100 * low:.0f} to {100 * high:.0f}"
+
+
+def when(moment: datetime | date | None) -> str:
+    """A moment in UTC, as short as it is unambiguous."""
+    if moment is None:
+        return "–"
+    if isinstance(moment, datetime):
+        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+    return f"{moment:%Y-%m-%d}"
+
+
+def count(number: int | None) -> str:
+    """A count with its thousands apart."""
+    return "–" if number is None else f"{number:,}".replace(",", "\u202f")
+
+
+def query(**values: object) -> str:
+    """The query of an address; what is None or empty is left out."""
+    given = {name: value for name, value in values.items() if value not in (None, "", False)}
+    return f"?{urlencode(given)}" if given else ""
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"percent": percent, "when": when, "count": count}
+    made.globals |= {"between": between, "query": query, "static": static_address}
+    return made
+
+
+def shown(
+    request: Request, template: str, facts: Mapping[str, Any], status: int = 200
+) -> HTMLResponse:
+    """A page. What the last act said is told once."""
+    said = unquote(request.cookies.get(SAID, ""))
+    page = _templates().get_template(template).render(
+        facts, person=person_of(request), said=said, path=request.url.path,
+    )  # fmt: skip
+    response = HTMLResponse(page, status, HEADERS)
+    if said:
+        response.delete_cookie(SAID)
+    return response
+
+
+# --- static files ---------------------------------------------------------------------------
+
+KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@functools.cache
+def static() -> dict[str, tuple[bytes, str, str]]:
+    """Body, kind and digest of each file by its name."""
+    found = {}
+    for path in sorted((HERE / "static").iterdir()):
+        body = path.read_bytes()
+        found[path.name] = body, KINDS[path.suffix], hashlib.sha256(body).hexdigest()
+    return found
+
+
+def static_address(name: str) -> str:
+    """Where a file is had; another address once it has changed."""
+    return f"/static/{name}?v={static()[name][2][:12]}"
+
+
+# --- who looks, and who acts ------------------------------------------------------------------
+
+
+def client_of(request: Request, *scopes: str) -> Client:
+    """Who looks: by a key in the header or in the cookie; raises HTTPException 401 and 403."""
+    access: Access = request.app.state.access
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    shown_key = secret.strip() if kind.lower() == "bearer" else request.cookies.get(KEY)
+    found = access.client(request, shown_key or None)
+    if not set(scopes or READING) & set(found.scopes):
+        wanted = " or ".join(scopes or READING)
+        raise HTTPException(403, f"key {found.name!r} may {' and '.join(found.scopes)}, and this "
+                                 f"page needs {wanted}: sign in with another key")  # fmt: skip
+    return found
+
+
+def _reader(request: Request) -> Client:
+    return client_of(request)
+
+
+def person_of(request: Request) -> str:
+    """Whose name stands under what is done from this browser; empty while nobody has said."""
+    try:
+        client = client_of(request, "predict", "review", "admin")
+    except HTTPException:
+        return ""
+    return unquote(request.cookies.get(PERSON, "")) if client.name == LOCAL else client.name
+
+
+def refuse_strangers(request: Request) -> None:
+    """Raise `HTTPException` 403 for what a page of another site has a browser send."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    same = origin is not None and urlsplit(origin).netloc == request.headers.get("host")
+    if site not in (None, "same-origin") or (origin is not None and not same):
+        raise HTTPException(403, "this form stands on another site: open our page and do it there")
+    if site is None and origin is None:
+        raise HTTPException(403, "nothing says where this form stands: programs use /v1, people a "
+                                 "browser that sends `Origin`")  # fmt: skip
+
+
+def _author(request: Request, by: Annotated[str, Form(max_length=255)] = "") -> str:
+    refuse_strangers(request)
+    client = client_of(request, *READING)
+    name = by.strip() or person_of(request)
+    if client.name != LOCAL:
+        name = client.name  # whose key it is, whatever a form says
+    if not name:
+        raise BadForm("say who you are: what is done here is kept with a name")
+    if problem := classes.person_problem(name):
+        raise BadForm(problem)
+    request.state.person = name
+    return name
+
+
+def _decider(request: Request, author: Annotated[str, Depends(_author)]) -> str:
+    client_of(request, "admin")
+    return author
+
+
+Reader = Annotated[Client, Depends(_reader)]
+Author = Annotated[str, Depends(_author)]
+Decider = Annotated[str, Depends(_decider)]
+Why = Annotated[str, Form(max_length=2000)]
+
+
+def done(request: Request, sentence: str, to: str) -> Response:
+    """Go on to a page of ours, which tells what was done; the name is kept for next time."""
+    if not to.startswith("/") or to.startswith(("//", "/\\")):
+        to = "/"
+    response = RedirectResponse(to, 303, HEADERS)
+    cookie = functools.partial(
+        response.set_cookie, httponly=True, samesite="lax", secure=request.url.scheme == "https"
+    )
+    cookie(SAID, quote(sentence[:500]), max_age=60)
+    if person := getattr(request.state, "person", None):
+        cookie(PERSON, quote(person), max_age=YEAR)
+    return response
+
+
+# --- when something is wrong ------------------------------------------------------------------
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Page(APIRoute):
+    """A route whose refusals are pages, too."""
+
+    def get_route_handler(self) -> Handler:
+        """Answer as a page whatever is raised."""
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                refused = errors.answer(request, error)
+                sentence = json.loads(bytes(refused.body))["detail"]
+                return _problem(request, refused.status_code, sentence, error)
+
+        return answer
+
+
+def _problem(request: Request, status: int, sentence: str, error: Exception) -> Response:
+    wanting_key = status == 401
+    if isinstance(error, RequestValidationError):
+        sentence = f"this page was asked wrongly: {sentence}"
+    return shown(
+        request, "problem.html",
+        {"status": status, "sentence": sentence, "wanting_key": wanting_key,
+         "to": request.url.path if request.method == "GET" else "/",
+         "back": _back(request)},
+        status,
+    )  # fmt: skip
+
+
+def _back(request: Request) -> str:
+    """The page of ours that whoever asks comes from."""
+    came = urlsplit(request.headers.get("referer", ""))
+    if came.netloc != request.headers.get("host"):
+        return "/"
+    return came.path + (f"?{came.query}" if came.query else "")
+
+
+def pages() -> APIRouter:
+    """A router of pages, which are no part of the API."""
+    return APIRouter(route_class=Page, include_in_schema=False)
+
+
+# --- lists that people may have longer --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: how it is called, and by which field it sorts."""
+
+    name: str
+    field: str
+    number: bool = True
+
+
+def sorted_by(
+    rows: Sequence[Any], columns: Sequence[Column], wanted: str | None
+) -> tuple[list[Any], str]:
+    """The rows by a column, and the word that says so: a field, after a `-` if it falls.
+
+    Rows that have nothing there come last either way; an unknown word leaves them as they are.
+    """
+    word = wanted or ""
+    field = word.removeprefix("-")
+    if field not in {one.field for one in columns}:
+        return list(rows), ""
+    known = [row for row in rows if getattr(row, field) is not None]
+    rest = [row for row in rows if getattr(row, field) is None]
+    known.sort(key=lambda row: getattr(row, field), reverse=word.startswith("-"))
+    return known + rest, word
