@@ -30,7 +30,12 @@ def read(answered: Answered) -> ReadObject:
 
 def picture(answered: Answered) -> Image.Image:
     """A transaction's kept picture; raises `Gone` and `BadImage`."""
-    return shown(storage.connect().read(_key(answered)))
+    return shown(body(answered))
+
+
+def body(answered: Answered) -> bytes:
+    """The bytes of a transaction's kept picture; raises `Gone`."""
+    return storage.connect().read(_key(answered))
 
 
 def shown(body: bytes) -> Image.Image:
