@@ -18,6 +18,10 @@ class Fenced(RuntimeError):
     """A run tried to publish after it had been closed, by a later run or by a person."""
 
 
+class UnknownRun(LookupError):
+    """No such run."""
+
+
 @dataclass(frozen=True)
 class RunRow:
     """One run as people ask for it."""
@@ -128,6 +132,15 @@ def listed(session: Session, most: int = 20) -> list[RunRow]:
     columns = [getattr(Run, name) for name in RunRow.__dataclass_fields__]
     query = select(*columns).order_by(Run.id.desc()).limit(most)
     return [RunRow(*row) for row in session.execute(query)]
+
+
+def get(session: Session, run_id: int) -> RunRow:
+    """One run; raises `UnknownRun`."""
+    columns = [getattr(Run, name) for name in RunRow.__dataclass_fields__]
+    row = session.execute(select(*columns).where(Run.id == run_id)).first()
+    if row is None:
+        raise UnknownRun(f"there is no run {run_id}: `regraft status` lists the last ones")
+    return RunRow(*row)
 
 
 def of_version(session: Session, version_id: int) -> list[RunRow]:

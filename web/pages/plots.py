@@ -108,7 +108,7 @@ def reliability(title: str, bins: Sequence[Bin]) -> Markup:
     for step in range(0, 6):
         share = step / 5
         parts.append(
-            f'<line class="grid" x1="{start}" x2="{end}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'
+            f'<line class="axis" x1="{start}" x2="{end}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'
             f'<text class="tick" x="{start - 6}" y="{y(share) + 4:.1f}" text-anchor="end">'
             f"{share:.0%}</text>"
             f'<text class="tick" x="{x(share):.1f}" y="{base + 16}" text-anchor="middle">'
@@ -151,7 +151,7 @@ def _grid(values: Sequence[float], low: float, high: float, percent: bool = True
         y = _y(value, low, high)
         word = f"{value:.0%}" if percent else _short(value)
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{word}</text>'
         )
     return parts
