@@ -47,6 +47,7 @@ def web(
     from records import deployments
     from web.access import is_loopback
     from web.app import create_app
+    from web.decisions import Decisions
     from web.rules import Rules
     from web.server import serve
     from web.transaction_log import open_log
@@ -64,7 +65,13 @@ def web(
     )
     _say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "
          "`regraft key make NAME --scope predict`"))  # fmt: skip
-    serve(create_app(rules, open_log() if log else None), host, port)
+    from tasks import labelling, promotion
+
+    decisions = Decisions(
+        promotion.approve, lambda version, by, why: promotion.adopt(version, {}, by, why),
+        promotion.roll_back, labelling.follow,
+    )  # fmt: skip
+    serve(create_app(rules, open_log() if log else None, decisions), host, port)
 
 
 @key_app.command()

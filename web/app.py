@@ -12,8 +12,11 @@ from fastapi import FastAPI
 from web import health, history, predictions, reviews
 from web.access import Access
 from web.bounds import Bounds
+from web.decisions import Decisions
 from web.errors import answer_errors
 from web.metrics import Counted, Metrics
+from web.pages import library, overview, person, pictures, pools, runs, versions
+from web.pages import reviews as review_pages
 from web.predictor import Predictor
 from web.rules import Rules
 from web.transaction_log import TransactionLog
@@ -21,10 +24,18 @@ from web.transaction_log import TransactionLog
 ABOUT = "Ask the image classifier that serves, and look at how it does."
 
 
-def create_app(rules: Rules | None = None, log: TransactionLog | None = None) -> FastAPI:
+PAGES = (overview, versions, library, pools, review_pages, runs, person, pictures)
+
+
+def create_app(
+    rules: Rules | None = None,
+    log: TransactionLog | None = None,
+    decisions: Decisions | None = None,
+) -> FastAPI:
     """The application by these rules; what it needs is started with it and ends with it.
 
-    log: where answers are kept; it is closed with the application. None keeps nothing.
+    log: where answers are kept; it is closed with the application. None keeps nothing. decisions:
+    what people may decide on its pages about what serves; None: nothing.
     """
     rules = rules or Rules()
     access, metrics = Access(rules.loopback), Metrics()
@@ -40,11 +51,13 @@ def create_app(rules: Rules | None = None, log: TransactionLog | None = None) ->
             await asyncio.to_thread(predictor.close)
 
     app = FastAPI(title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive)
-    app.state.access, app.state.metrics = access, metrics
+    app.state.access, app.state.metrics, app.state.decisions = access, metrics, decisions
     app.include_router(health.router)
     app.include_router(predictions.router)
     app.include_router(history.router)
     app.include_router(reviews.router)
+    for page in PAGES:
+        app.include_router(page.router)
     answer_errors(app)
     app.add_middleware(Bounds, rules=rules)
     app.add_middleware(Counted, metrics=metrics)

@@ -83,6 +83,7 @@ def one_version(
     champion = deployments.champion(session)
     flipped = flips.of_verdict(session, judged) if judged else []
     maps = evaluations.gradcams(session, version_id)
+    before = judged.champion_id if judged else None
     counts = snapshots.class_counts(session, version.snapshot_digest)
     today = classes.today(session)
     facts = {
@@ -97,6 +98,7 @@ def one_version(
         "flips": flipped[:FLIPS], "lost": sum(not one.gained for one in flipped),
         "gained": sum(one.gained for one in flipped),
         "maps": _gallery(maps), "all_maps": len(maps),
+        "mine": _kept(maps), "theirs": _kept(evaluations.gradcams(session, before or 0)),
         "lineage": versions.lineage(session, version_id),
         "live": history.answered(session, history.live(version=version_id)),
         "plan": _plan((version.resolved or {}).get("plan", version.plan)),
@@ -184,6 +186,11 @@ def _matrix(
             cells.append((number, f"{'right' if right else 'heat'}-{shade if number else 0}"))
         rows.append((label, cells))
     return names, rows
+
+
+def _kept(maps: Sequence[evaluations.GradCamRow]) -> set[tuple[str, str]]:
+    """Of which image and class a map is kept: another one would have to be made, by a network."""
+    return {(one.sha256, one.target) for one in maps}
 
 
 def _gallery(maps: Sequence[evaluations.GradCamRow]) -> list[evaluations.GradCamRow]:
@@ -310,6 +317,7 @@ def compare(
     facts: dict[str, Any] = {
         "known": known, "version": version, "other": other, "on": on, "rows": [], "flips": [],
         "changes": [], "columns": CHANGES, "word": "", "rows_shown": ROWS,
+        "mine": set(), "theirs": set(),
     }  # fmt: skip
     if version is not None and other is not None:
         rows = history.answered(session, history.compare(version, other))
@@ -320,6 +328,8 @@ def compare(
         changes, word = sorted_by(_changes(session, version, other, chosen), CHANGES, sort)
         facts |= {
             "rows": rows, "on": chosen, "changes": changes, "word": word,
+            "mine": _kept(evaluations.gradcams(session, version)),
+            "theirs": _kept(evaluations.gradcams(session, other)),
             "flips": history.answered(session, history.flips(version, other, chosen, FLIPS))
             if chosen else [],
         }  # fmt: skip

@@ -1,0 +1,166 @@
+"""The library: its classes and images, what is in quarantine and why, and the ways out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import Form, Query, Request, Response
+
+from records import batches, classes, corrections, findings, library
+from records.corrections import BadCorrection
+from web.database import Session
+from web.pages.frame import Author, Column, Decider, Reader, Why, done, pages, query, shown, sorted_by
+
+router = pages()
+
+PAGE = 60
+ROWS = 200
+COLUMNS = (
+    Column("class", "name", number=False), Column("usable", "usable"), Column("train", "train"),
+    Column("validation", "validation"), Column("test", "test"), Column("held out", "held"),
+    Column("withdrawn", "withdrawn"), Column("real", "real"), Column("staged", "staged"),
+    Column("synthetic", "synthetic"),
+)  # fmt: skip
+# What lets an object out of quarantine, by the expectation that keeps it in.
+WAYS_OUT = {
+    "batch_reverted": "Upload the right images, with the right labels, under new keys.",
+    "removed": "Bring it back, if it was removed by mistake.",
+    "not_removed": "Bring the image back that it repeats, if that was removed by mistake.",
+    "not_in_benchmark": "Leave it: no training may see a benchmark image.",
+    "not_near_benchmark": "Leave it: no training may see what repeats a benchmark image.",
+    "one_label": "Delete the copy whose label is wrong; the next night takes the other in.",
+    "label_spelt": "Move it under the spelling that is used.",
+    "label_allowed": "Move it under a class that exists, or make this one: `regraft class make`.",
+    "labelled": "Move it into a class's folder, or give its manifest row a label.",
+    "labelled_by_person": "Let a person confirm the label in a manifest, under their name.",
+    "object_exists": "Upload what the manifest names, or drop its row.",
+    "origin": "Say `real`, `staged` or `synthetic` in the manifest.",
+    "upright": "Turn it upright, or upload it without its EXIF orientation.",
+}
+# Reasons for which there is no picture to show.
+UNSHOWN = ("readable", "format", "still", "object_exists", "key_allowed")
+OTHERWISE = "Upload a mended object under the same key: the next night judges the new bytes."
+
+Images = Annotated[list[str], Form(min_length=1, max_length=1000)]
+
+
+@router.get("/library")
+def holdings(
+    request: Request, session: Session, _: Reader, sort: str | None = None, every: bool = False
+) -> Response:
+    """Every class, its images and what it lacks."""
+    rows, word = sorted_by(library.holdings(session), COLUMNS, sort)
+    cutoff = findings.cutoff(session)
+    facts = {
+        "rows": rows if every else rows[:ROWS], "all": len(rows), "columns": COLUMNS, "word": word,
+        "cutoff": cutoff, "usable": sum(one.usable for one in rows),
+        "under": sum(one.usable < cutoff for one in rows),
+        "made": sum(one.staged + one.synthetic for one in rows),
+        "most": max((one.usable for one in rows), default=1) or 1,
+        "batches": batches.newest(session, most=10),
+        "reasons": batches.quarantine_reasons(session),
+        "acts": corrections.acts(session, most=10),
+    }  # fmt: skip
+    return shown(request, "library.html", facts)
+
+
+@router.get("/library/class")
+def one_class(
+    request: Request,
+    session: Session,
+    _: Reader,
+    name: Annotated[str, Query(max_length=255)],
+    after: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """The images of a class, some at a time."""
+    if problem := classes.unwritable(name + after):
+        raise classes.BadClass(f"class {name[:60]!r} {problem}")
+    today = classes.today(session).get(name, name)
+    rows = library.images_of(session, today, after, PAGE)
+    facts = {
+        "name": today, "asked": name, "rows": rows,
+        "next": rows[-1].sha256 if len(rows) == PAGE else None,
+        "names": sorted(classes.names(session).values()),
+    }  # fmt: skip
+    return shown(request, "class.html", facts)
+
+
+@router.post("/library/act")
+def act(
+    request: Request,
+    session: Session,
+    by: Author,
+    images: Images,
+    act: Annotated[Literal["remove", "restore", "relabel", "keep", "drop"], Form()],
+    to: Annotated[str, Form(max_length=2000)],
+    why: Why = "",
+    label: Annotated[str, Form(max_length=255)] = "",
+    version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
+) -> Response:
+    """Remove, restore, relabel, keep or drop images of the library; all of them or none."""
+    if act == "relabel":
+        if not label.strip():
+            raise BadCorrection("say what they are: the name of a class")
+        came = corrections.relabel(session, images, label, by, why, (), version)
+    else:
+        came = getattr(corrections, act)(session, images, by, why, version)
+    words = {"remove": "removed", "restore": "brought back", "relabel": f"relabelled {label}",
+             "keep": "kept as hard cases", "drop": "kept no longer"}[act]  # fmt: skip
+    already = f", {came.already} were so already" if came.already else ""
+    what = "image" if came.changed == 1 else "images"
+    return done(request, f"{came.changed} {what} {words}{already}.", to)
+
+
+@router.post("/library/undo")
+def undo(
+    request: Request,
+    session: Session,
+    by: Author,
+    number: Annotated[int, Form(ge=1, lt=2**63)],
+    why: Why = "",
+) -> Response:
+    """Do the opposite of an act."""
+    corrections.undo(session, number, by, why)
+    return done(request, f"Act {number} is undone.", "/library")
+
+
+@router.get("/library/quarantine")
+def quarantine(
+    request: Request,
+    session: Session,
+    _: Reader,
+    expectation: Annotated[str | None, Query(max_length=255)] = None,
+    batch: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
+) -> Response:
+    """What is in quarantine, why, and the way out."""
+    if problem := classes.unwritable(expectation or ""):
+        raise classes.BadClass(f"reason {expectation!r} {problem}")
+    facts = {
+        "batch": batches.get(session, batch) if batch else None,
+        "reasons": batches.quarantine_reasons(session, batch),
+        "expectation": expectation,
+        "rows": batches.in_quarantine(session, expectation or None, batch, ROWS),
+        "ways_out": WAYS_OUT, "otherwise": OTHERWISE, "unshown": UNSHOWN,
+    }  # fmt: skip
+    return shown(request, "quarantine.html", facts)
+
+
+@router.post("/library/batch")
+def decide_batch(
+    request: Request,
+    session: Session,
+    by: Decider,
+    batch: Annotated[int, Form(ge=1, lt=2**63)],
+    act: Annotated[Literal["accept", "revert"], Form()],
+    why: Why = "",
+) -> Response:
+    """Let a refused batch in, or take one back."""
+    if not why.strip():
+        raise BadCorrection("say why: it is kept with the batch")
+    if act == "accept":
+        batches.reopen_batch(session, batch, by, why)
+        told = f"The next night takes batch {batch} in."
+    else:
+        count = batches.revert_batch(session, batch, by, why)
+        told = f"Batch {batch} is reverted: {count} images withdrawn."
+    return done(request, told, f"/library/quarantine{query(batch=batch)}")

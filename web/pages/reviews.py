@@ -1,0 +1,139 @@
+"""Reviews: one answer at a time, what they prove, and the images that a version has wrong."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Literal
+
+from fastapi import Form, Path, Query, Request, Response
+
+from records import classes, corrections, queues, reviews, versions
+from records.queues import QUEUES
+from records.reviews import BadReview
+from web import kept
+from web.database import Session
+from web.pages.frame import Author, Reader, done, pages, person_of, query, shown
+
+router = pages()
+
+ABOUT = {
+    "random": "drawn by chance: the only ones that tell how right answers are in use",
+    "confidence": "the least sure first",
+    "mistaken": "the likeliest to be wrong first",
+    "scarce": "perhaps one of the classes that lack images",
+}
+PAGE = 40
+Queue = Literal["random", "confidence", "mistaken", "scarce"]
+Number = Annotated[int | None, Query(ge=1, lt=2**63)]
+
+
+@router.get("/reviews")
+def overview(request: Request, session: Session, _: Reader, version: Number = None) -> Response:
+    """What reviews prove, where they wait, and where people disagree."""
+    person = person_of(request)
+    facts = {
+        "proof": reviews.in_use(session, version), "version": version,
+        "queues": [
+            (name, ABOUT[name], bool(person and queues.waiting(session, name, person)))
+            for name in QUEUES
+        ],
+        "disagreements": reviews.disagreements(session, 20),
+        "newest": reviews.newest(session, 20),
+        "known": versions.latest(session),
+        "cases": corrections.hard_cases(session, versions.latest(session))[:PAGE],
+    }  # fmt: skip
+    return shown(request, "reviews.html", facts)
+
+
+@router.get("/reviews/next")
+def next_one(
+    request: Request,
+    session: Session,
+    _: Reader,
+    queue: Queue = "random",
+    version: Number = None,
+    class_name: Annotated[str | None, Query(alias="class", max_length=255)] = None,
+    skip: Annotated[int, Query(ge=0, le=200)] = 0,
+) -> Response:
+    """The next answer of a queue, alone on its page; blind ones without what was said."""
+    person = person_of(request)
+    found = (
+        queues.waiting(session, queue, person, version, class_name or None, skip + 1)[skip:]
+        if person
+        else []
+    )
+    facts = {
+        "queue": queue, "queues": QUEUES, "about": ABOUT[queue], "one": found[0] if found else None,
+        "names": sorted(set(classes.names(session).values())), "version": version,
+        "class_name": class_name, "skip": skip,
+        "here": f"/reviews/next{query(queue=queue, version=version, **{'class': class_name})}",
+    }  # fmt: skip
+    return shown(request, "review.html", facts)
+
+
+@router.post("/reviews")
+def say(
+    request: Request,
+    session: Session,
+    by: Author,
+    transaction: Annotated[uuid.UUID, Form()],
+    queue: Annotated[Queue, Form()],
+    to: Annotated[str, Form(max_length=2000)] = "/reviews",
+    verdict: Annotated[Literal["right", "wrong", "bad image", "cannot tell", ""], Form()] = "",
+    label: Annotated[str, Form(max_length=255)] = "",
+    named: Annotated[str, Form(max_length=255)] = "",
+    make: Annotated[bool, Form()] = False,
+    learn: Annotated[bool, Form()] = False,
+    note: Annotated[str, Form(max_length=2000)] = "",
+) -> Response:
+    """Write down what a person says. label: as typed; named: an answer that was pressed."""
+    answered = reviews.of_transaction(session, transaction)
+    called = (named or label).strip() or None
+    if verdict in reviews.UNTOLD or verdict == "right":
+        called = None
+    new = (called,) if make and called else ()
+    stream = "random" if queue == "random" else "doubt"
+    said = reviews.say(
+        session, answered, by, verdict or None, called, note or None, stream, new
+    )
+    told = f"Kept: {said.verdict}" + (f", {said.label}" if said.label else "")
+    if learn:
+        if said.label is None:
+            raise BadReview("nothing can be learned without a label: name the class")
+        reviews.into_library(
+            session, answered, kept.read(answered), by, said.label, note or None, new
+        )
+        told += "; it trains with the next night"
+    return done(request, f"{told}.", to)
+
+
+# --- what a version has wrong -----------------------------------------------------------------
+
+
+@router.get("/versions/{version_id}/images")
+def evaluated(
+    request: Request,
+    session: Session,
+    _: Reader,
+    version_id: Annotated[int, Path(ge=1, lt=2**63)],
+    subject: Literal["validation", "test", "benchmark", "batch", "library", ""] = "",
+    class_name: Annotated[str, Query(alias="class", max_length=255)] = "",
+    every: bool = False,
+    again: bool = False,
+    skip: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+) -> Response:
+    """Every image that the version answered wrongly or in doubt, the worst first."""
+    rows = queues.evaluated(
+        session, version_id, subject or None, class_name or None, every, again, PAGE, skip
+    )
+    given = {"subject": subject, "class": class_name, "every": every or None,
+             "again": again or None}  # fmt: skip
+    facts = {
+        "version": versions.get(session, version_id), "rows": rows, "subject": subject,
+        "class_name": class_name, "every": every, "again": again, "skip": skip,
+        "subjects": ("benchmark", "test", "validation", "batch", "library"),
+        "here": f"/versions/{version_id}/images{query(**given)}",
+        "next": query(**given, skip=skip + PAGE) if len(rows) == PAGE else None,
+        "names": sorted(set(classes.names(session).values())),
+    }  # fmt: skip
+    return shown(request, "images.html", facts)
