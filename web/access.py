@@ -74,7 +74,8 @@ def _from_elsewhere(request: Request) -> str | None:
     # Browsers say where a page comes from that makes them ask; others send no such header. A link
     # that somebody follows shows them our page, and that of which it was a link nothing.
     followed = request.method == "GET" and request.headers.get("sec-fetch-dest") == "document"
-    if not followed and request.headers.get("sec-fetch-site", "none") in {"cross-site", "same-site"}:
+    site = request.headers.get("sec-fetch-site")
+    if not followed and site in {"cross-site", "same-site"}:
         return "a page of another site asks in your browser's name, so it needs a key"
     # A name that leads here and is not the loopback's was bent to it by somebody's DNS, to let a
     # page of theirs speak to us.

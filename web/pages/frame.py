@@ -30,6 +30,7 @@ from web.access import Access, Client
 
 HERE = Path(__file__).parent.parent
 KEY, PERSON, SAID = "regraft_key", "regraft_person", "regraft_said"  # names of cookies
+NOTHING = "\N{EN DASH}"  # where there is no figure
 YEAR = 365 * 86400
 READING = ("review", "admin")  # scopes of which one lets a person read pages
 
@@ -54,7 +55,7 @@ class BadForm(ValueError):
 
 def percent(share: float | None) -> str:
     """A share as a percentage, a dash where it was not measured."""
-    return "–" if share is None else f"{share:.1%}"
+    return NOTHING if share is None else f"{share:.1%}"
 
 
 def between(low: float | None, high: float | None) -> str:
@@ -65,7 +66,7 @@ def between(low: float | None, high: float | None) -> str:
 def when(moment: datetime | date | None) -> str:
     """A moment in UTC, as short as it is unambiguous."""
     if moment is None:
-        return "–"
+        return NOTHING
     if isinstance(moment, datetime):
         return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
     return f"{moment:%Y-%m-%d}"
@@ -73,7 +74,7 @@ def when(moment: datetime | date | None) -> str:
 
 def count(number: int | None) -> str:
     """A count with its thousands apart."""
-    return "–" if number is None else f"{number:,}".replace(",", "\u202f")
+    return NOTHING if number is None else f"{number:,}".replace(",", "\u202f")
 
 
 def query(**values: object) -> str:

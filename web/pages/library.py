@@ -9,7 +9,18 @@ from fastapi import Form, Query, Request, Response
 from records import batches, classes, corrections, findings, library
 from records.corrections import BadCorrection
 from web.database import Session
-from web.pages.frame import Author, Column, Decider, Reader, Why, done, pages, query, shown, sorted_by
+from web.pages.frame import (
+    Author,
+    Column,
+    Decider,
+    Reader,
+    Why,
+    done,
+    pages,
+    query,
+    shown,
+    sorted_by,
+)
 
 router = pages()
 

@@ -51,8 +51,7 @@ def shares(title: str, series: Sequence[Series], ends: tuple[str, str] = ("", ""
     points = [point for one in series for point in one.points]
     lowest = min((p.y if p.low is None else p.low for p in points), default=0.0)
     floor = max(0.0, int(lowest * 10) / 10 - (0.1 if lowest * 10 % 1 < 0.2 else 0))
-    if floor > 0.9:
-        floor = 0.9
+    floor = min(floor, 0.9)
     parts = _grid([floor + (1 - floor) * step / 4 for step in range(5)], floor, 1.0)
     for number, one in enumerate(series):
         places = [(_x(p.x), _y(p.y, floor, 1.0)) for p in one.points]
@@ -162,7 +161,8 @@ def _ends(ends: tuple[str, str]) -> list[str]:
     base = HEIGHT - 8
     return [
         f'<text class="tick" x="{LEFT}" y="{base}">{escape(first)}</text>',
-        f'<text class="tick" x="{WIDTH - RIGHT}" y="{base}" text-anchor="end">{escape(last)}</text>',
+        f'<text class="tick" x="{WIDTH - RIGHT}" y="{base}" text-anchor="end">{escape(last)}'
+        "</text>",
     ]
 
 
@@ -195,7 +195,8 @@ def _svg(title: str, parts: Sequence[str], width: int = WIDTH, height: int = HEI
 
 def _legend(series: Sequence[Series]) -> Markup:
     words = "".join(
-        f'<span class="series-{number % 4}"><svg class="dot" viewBox="0 0 10 10" aria-hidden="true">'
+        f'<span class="series-{number % 4}">'
+        '<svg class="dot" viewBox="0 0 10 10" aria-hidden="true">'
         f'<circle cx="5" cy="5" r="4"/></svg> {escape(one.name)}</span>'
         for number, one in enumerate(series)
     )

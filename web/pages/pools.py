@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import BackgroundTasks, Form, Query, Request, Response
 
 from records import classes, findings, identifications, labels, pools
-from records.findings import NONE, BadFilter, Findings
+from records.findings import BadFilter, Findings
 from records.labels import BadLabels, Wish
 from web.database import Session
 from web.pages.frame import Author, Reader, Why, done, shown

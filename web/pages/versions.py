@@ -11,7 +11,6 @@ from fastapi import Form, HTTPException, Path, Query, Request, Response
 
 from infra import database
 from records import (
-    benchmark,
     classes,
     deployments,
     evaluations,
@@ -26,7 +25,7 @@ from vision.scores import ClassScore, Confusion
 from web.database import Session
 from web.decisions import Decisions
 from web.pages import plots
-from web.pages.frame import Column, Decider, Reader, Why, done, pages, query, shown, sorted_by
+from web.pages.frame import Column, Decider, Reader, Why, done, pages, shown, sorted_by
 from web.pages.plots import Point, Series
 
 router = pages()
