@@ -27,6 +27,7 @@ from vision import network
 from vision.export import export
 from vision.plan import Plan
 from web.app import create_app
+from web.decisions import Decisions
 from web.rules import Rules
 from web.server import options
 from web.transaction_log import TransactionLog
@@ -131,9 +132,13 @@ class Service:
 
 
 @contextmanager
-def serving(rules: Rules | None = None, log: TransactionLog | None = None) -> Iterator[Service]:
+def serving(
+    rules: Rules | None = None,
+    log: TransactionLog | None = None,
+    decisions: Decisions | None = None,
+) -> Iterator[Service]:
     """A real server in a thread for the block; it serves the world that was entered."""
-    app = create_app(rules, log)
+    app = create_app(rules, log, decisions)
     with closing(socket.socket()) as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, **options()))
