@@ -72,7 +72,7 @@ def waiting(session: Session) -> Waiting:
                         WHERE t.draw IS NOT NULL AND t.image_key IS NOT NULL AND NOT EXISTS (
                             SELECT 1 FROM reviews r
                             WHERE r.transaction_id = t.id AND r.stream = 'random')
-                        LIMIT :most) some)
+                        LIMIT :most) few)
             """
         ),
         {"most": MOST},
