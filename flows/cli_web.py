@@ -42,7 +42,7 @@ def web(
 
     Example: regraft web --host 0.0.0.0 --port 80
     """
-    from flows.cli import _say
+    from flows.cli import _say, _say_as_it_goes
     from infra import database
     from records import deployments
     from web.access import is_loopback
@@ -71,6 +71,7 @@ def web(
         promotion.approve, lambda version, by, why: promotion.adopt(version, {}, by, why),
         promotion.roll_back, labelling.follow,
     )  # fmt: skip
+    _say_as_it_goes(wanted=False)  # what a person decides on a page, and what fails, is told here
     serve(create_app(rules, open_log() if log else None, decisions), host, port)
 
 

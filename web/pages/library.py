@@ -67,7 +67,6 @@ def holdings(
         "cutoff": cutoff, "usable": sum(one.usable for one in rows),
         "under": sum(one.usable < cutoff for one in rows),
         "made": sum(one.staged + one.synthetic for one in rows),
-        "most": max((one.usable for one in rows), default=1) or 1,
         "batches": batches.newest(session, most=10),
         "reasons": batches.quarantine_reasons(session),
         "acts": corrections.acts(session, most=10),

@@ -338,7 +338,7 @@ def compare(
 def _changes(
     session: Session, version: int, other: int, subject: str | None
 ) -> list[Change]:
-    """Recall class by class, the greatest loss first."""
+    """Recall of each class that both know, the greatest loss first."""
     if subject is None:
         return []
     mine, theirs = (
@@ -347,8 +347,9 @@ def _changes(
             for row in reversed(history.answered(
                 session, history.classes(version=one, subject=subject, most=20_000)
             ))
+            if row.called in known
         }
-        for one in (version, other)
+        for one in (version, other) for known in [set(versions.get(session, one).class_names)]
     )  # fmt: skip
     found = []
     for name in mine.keys() & theirs.keys():
