@@ -42,7 +42,7 @@ def web(
 
     Example: regraft web --host 0.0.0.0 --port 80
     """
-    from flows.cli import _say
+    from flows.cli import _say, _say_as_it_goes
     from infra import database
     from records import deployments
     from web.access import is_loopback
@@ -51,6 +51,7 @@ def web(
     from web.server import serve
     from web.transaction_log import open_log
 
+    _say_as_it_goes(True)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
     if champion is None:

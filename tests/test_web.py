@@ -125,7 +125,7 @@ BAD: list[tuple[str, str, dict[str, str], bytes, int, str]] = [
      b"&".join(b"a%d=1" % one for one in range(100_000)), 415, "urlencoded"),
     ("100,000 fields in a form", "", *form(*[("a", "", b"1")] * 1000), 422, "Too many fields"),
     ("another field", "", *form(("picture", FILE, BODY)), 422, "'picture': call each file's field"),
-    ("no file", "", *form(), 422, "the form is empty"),
+    ("no file", "", *form(), 422, "the form holds no file"),
     ("too many files", "", *form(*[("image", FILE, BODY)] * 5), 422, "send 1 to 4 files"),
     ("a form without boundary", "", {"Content-Type": "multipart/form-data"}, b"x", 422,
      "Missing boundary"),

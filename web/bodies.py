@@ -93,7 +93,7 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
     finally:
         await form.close()
     if not found:
-        raise HTTPException(422, f"the form is empty: send files in fields called {FIELD!r}")
+        raise HTTPException(422, f"the form holds no file: send some in fields called {FIELD!r}")
     return found
 
 
