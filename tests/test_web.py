@@ -31,13 +31,9 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def world(services: Addresses, template: str) -> Iterator[World]:
-    """Two versions, of which the first serves."""
-    made = answering.make(services, template)
-    try:
-        with worlds.inside(made):
-            yield made
-    finally:
-        worlds.drop(made)
+    """Three versions, of which the first serves."""
+    with worlds.twin(answering.story(services, template)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
