@@ -175,7 +175,7 @@ STOLEN = {
     "pools/" + "a" * 2000: (422, "2006 bytes"),
     "": (422, "the key is empty"),
     "pools/nowhere.jpg": (404, "there is no object 'pools/nowhere.jpg'"),
-    "pools/' OR 1=1 --": (422, "holds the character APOSTROPHE"),
+    "pools/' OR 1=1 --": (404, "there is no object"),
 }
 
 
@@ -223,13 +223,12 @@ def test_a_body_is_stopped_while_it_streams(service: Service) -> None:
 
 
 def test_a_length_that_is_a_lie_harms_nobody(service: Service) -> None:
-    """Too short: the picture is cut; too long: the rest never comes."""
+    """Too short: what is too much is no request; too long: the rest never comes."""
     with service.connection() as connection:
         head = "Content-Type: image/jpeg\r\nContent-Length: 500\r\n"
         connection.sendall(answering.request("/v1/predictions", head, BODY))
         said = answering.told(connection)
-    assert b"422" in said.splitlines()[0]
-    assert b"truncated" in said
+    assert said.startswith(b"HTTP/1.1 400")
     begun = time.monotonic()
     with service.connection() as connection:
         head = f"Content-Type: image/jpeg\r\nContent-Length: {len(BODY) + 9}\r\n"
@@ -395,13 +394,15 @@ def test_elsewhere_a_key_is_needed_of_the_right_scope(world: World) -> None:
     with answering.serving(Rules(loopback=False)) as service:
 
         def ask(key: str | None) -> httpx.Response:
-            headers = JPEG | ({"Authorization": f"Bearer {key}"} if key is not None else {})
+            shown = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
+            headers = httpx.Headers({b"Content-Type": b"image/jpeg"})
+            headers.update(shown)  # type: ignore[arg-type]
             return service.client.post("/v1/predictions", content=BODY, headers=headers)
 
         for key, status, says in (
             (None, 401, "a key is missing: send it as `Authorization: Bearer regraft_"),
             ("regraft_guessed", 401, "this key is unknown or revoked"),
-            ("\u00e9'; DROP TABLE api_keys; --".encode().decode("latin-1"), 401, "unknown"),
+            ("\u00e9'; DROP TABLE api_keys; --", 401, "unknown"),
             ("a" * 10_000, 401, "unknown"),
             (other, 403, "key 'Ann' may review, this needs predict"),
             (good, 200, ""),
@@ -479,8 +480,10 @@ def test_an_orderly_stop_answers_and_writes_what_was_begun(world: World) -> None
     done: list[int] = []
     with answering.serving(log=open_log()) as service:
 
+        address = f"{service.client.base_url}/v1/predictions"
+
         def ask() -> None:
-            done.append(service.client.post("/v1/predictions", files=files).status_code)
+            done.append(httpx.post(address, files=files, timeout=30).status_code)
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
