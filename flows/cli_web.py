@@ -52,6 +52,7 @@ def web(
     from web.server import serve
     from web.transaction_log import open_log
 
+    _say_as_it_goes(True)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
     if champion is None:

@@ -25,13 +25,9 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def world(services: Addresses, template: str) -> Iterator[World]:
-    """One version, which serves."""
-    made = answering.make(services, template, count=1)
-    try:
-        with worlds.inside(made):
-            yield made
-    finally:
-        worlds.drop(made)
+    """Three versions, of which the first serves."""
+    with worlds.twin(answering.story(services, template)) as made:
+        yield made
 
 
 def test_keys_are_made_listed_and_revoked(
@@ -55,11 +51,14 @@ def test_keys_are_made_listed_and_revoked(
 def test_the_service_starts_answers_and_stops_in_order(world: World) -> None:
     """One verb serves on the loopback; SIGTERM ends it and everything answered is written."""
     world.act(worlds.FREE, "DELETE FROM exports")  # deployed before files were kept
-    with subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "web", "--port", "18765"],
-        env=os.environ, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        client = httpx.Client(base_url="http://127.0.0.1:18765", timeout=30)
+    address = "http://127.0.0.1:18765"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "web", "--port", "18765"],
+            env=os.environ, stderr=subprocess.PIPE, text=True,
+        ) as process,
+        httpx.Client(base_url=address, timeout=30) as client,
+    ):  # fmt: skip
 
         def is_there() -> bool:
             try:
@@ -76,7 +75,7 @@ def test_the_service_starts_answers_and_stops_in_order(world: World) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM)
         said = process.stderr.read() if process.stderr else ""
-    assert "http://127.0.0.1:18765" in said
+    assert address in said
     assert [one.json()["predictions"][0]["label"] for one in answers] == [NAMES[0]] * 3
     assert world.ask("SELECT count(*) FROM transactions") == [(3,)]
 

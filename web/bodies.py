@@ -43,7 +43,7 @@ async def pictures(request: Request, rules: Rules) -> list[Named]:
     """The pictures that a request brings or names; raises HTTPException or an error of ours."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind == PLAIN:
-        found = [(None, await request.body())]
+        found: list[Named] = [(None, await request.body())]
     elif kind == "multipart/form-data":
         found = await _uploaded(request, rules)
     elif kind == "application/json":
@@ -93,7 +93,7 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
     finally:
         await form.close()
     if not found:
-        raise HTTPException(422, f"the form is empty: send files in fields called {FIELD!r}")
+        raise HTTPException(422, f"the form holds no file: send some in fields called {FIELD!r}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; what was begun is answered and written down first."""
     # Each thread that decodes is one core's; a team of helpers for each would wait for the others.
     torch.set_num_threads(1)
+    # What it finds wrong with a form its client is told.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn.run(app, host=host, port=port, **options())
 
 
