@@ -38,12 +38,13 @@ PARTS = {
     "find": "benchmarks.finding",
     "history": "benchmarks.history",
     "start": "benchmarks.starting",
+    "serve": "benchmarks.serving",
 }
 ON_GPU = ("train", "head", "evaluate", "gradcam")
 LIBRARIES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "fastai", "transformers", "accelerate",
     "onnxruntime", "openvino", "grad-cam", "opencv-python-headless", "pandas", "psycopg2-binary",
-    "prefect", "sqlalchemy",
+    "prefect", "sqlalchemy", "fastapi", "uvicorn", "litserve", "locust",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_history, cli_transactions, cli_web
+from flows import cli_history, cli_reviews, cli_transactions, cli_web
 
 # Everything else is imported by the verb that needs it: `regraft versions` must not wait for
 # torch, Prefect or Great Expectations.
@@ -51,6 +51,7 @@ class_app = typer.Typer(help="Look at classes; rename, merge and split them.",
 app.add_typer(cli_transactions.verbs, name="transactions")
 app.add_typer(class_app, name="class")
 app.add_typer(cli_history.verbs)
+app.add_typer(cli_reviews.verbs)
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
 By = Annotated[

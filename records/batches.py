@@ -126,7 +126,11 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
                    b.sha256 IS NOT NULL AS in_benchmark,
                    near.source_key AS near_benchmark, c.name AS library_label,
                    EXISTS (SELECT 1 FROM objects p WHERE p.sha256 = o.sha256 AND p.id <> o.id
-                           AND p.state = 'accepted' AND p.gone_at IS NULL) AS library_live
+                           AND p.state = 'accepted' AND p.gone_at IS NULL) AS library_live,
+                   (SELECT format('%s removed it on %s (%s)', a.done_by, a.done_at::date, a.why)
+                    FROM image_acts a
+                    WHERE a.sha256 = i.sha256 AND i.withdrawn_why = 'removed' AND a.act = 'remove'
+                    ORDER BY a.id DESC LIMIT 1) AS removed
             FROM objects o
             LEFT JOIN said m ON m.key = o.key
             LEFT JOIN benchmark_images b ON b.sha256 = o.sha256
@@ -155,7 +159,8 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
                    NULL::text AS near_benchmark, c.name AS library_label,
                    EXISTS (SELECT 1 FROM objects p WHERE p.sha256 = o.sha256 AND p.id <> o.id
                            AND p.state = 'accepted' AND p.gone_at IS NULL
-                           AND p.key NOT IN (SELECT key FROM said)) AS library_live
+                           AND p.key NOT IN (SELECT key FROM said)) AS library_live,
+                   NULL::text AS removed
             FROM said m
             JOIN objects o ON o.key = m.key AND o.state = 'accepted' AND o.gone_at IS NULL
             JOIN images i ON i.sha256 = o.sha256 AND i.withdrawn_at IS NULL
@@ -177,7 +182,7 @@ def frame_rows(session: Session, batch_id: int) -> list[dict[str, Any]]:
                    m.sub_label AS manifest_sub_label, m.origin, m.group_name, m.labelled_by,
                    m.box, m.problem AS row_problem, NULL::bigint AS relabels,
                    false AS in_benchmark, NULL AS near_benchmark, NULL AS library_label,
-                   false AS library_live
+                   false AS library_live, NULL::text AS removed
             FROM manifest_rows m
             WHERE m.batch_id = :batch AND CASE WHEN m.problem IS NULL
                 THEN NOT EXISTS (
@@ -325,9 +330,10 @@ def _as_people_said(session: Session, accepted: list[Accepted]) -> list[Accepted
     """Mark what came from a pool as mined, by whoever labelled it.
 
     The copy of a label that no longer stands waits without a batch, until it is taken away or its
-    label stands again.
+    label stands again; and so does what was removed while it was judged, until it is judged again.
     """
     stale = labels.taken_back(session, [one.object_id for one in accepted])
+    stale |= _removed(session, [one.object_id for one in accepted])
     session.execute(
         text("UPDATE objects SET batch_id = NULL WHERE id = ANY(:ids) AND state = 'pending'"),
         {"ids": list(stale)},
@@ -340,6 +346,20 @@ def _as_people_said(session: Session, accepted: list[Accepted]) -> list[Accepted
         for one in accepted
         if one.object_id not in stale
     ]
+
+
+def _removed(session: Session, object_ids: list[int]) -> set[int]:
+    """Which of these newcomers are bytes that a person removed from the library."""
+    rows = session.scalars(
+        text(
+            """
+            SELECT o.id FROM objects o JOIN images i USING (sha256)
+            WHERE o.id = ANY(:ids) AND o.state = 'pending' AND i.withdrawn_why = 'removed'
+            """
+        ),
+        {"ids": object_ids},
+    )
+    return set(rows)
 
 
 def _refuse_leaks(session: Session) -> None:

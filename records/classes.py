@@ -130,8 +130,19 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def unwritable(word: str) -> str | None:
+    """Why Postgres cannot keep a text, or None."""
+    if "\0" in word:
+        return "holds a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in word):
+        return "holds half a surrogate pair, which is no text"
+    return None
+
+
 def person_problem(by: str) -> str | None:
     """Why nobody can be called so, or None."""
+    if len(by) > LONGEST_NAME or unwritable(by):
+        return f"{by[:40]!r} is nobody's name: --by NAME says which person does this"
     if by.casefold().split(":")[0].strip() in ("", "model", "version", "regraft"):
         return f"{by!r} is nobody's name: --by NAME says which person does this"
     return None
@@ -313,7 +324,8 @@ def split(
         moved = _move(session, number, _living(session, label), chosen) if label != old else 0
         if moved:
             _log(session, "split", old, label, moved, by, why)
-            _say_again(session, chosen, label, by)
+            act = session.scalar(text("SELECT max(id) FROM class_acts"))
+            say_again(session, chosen, label, by, f"split/{act}")
         counts[label] = moved
     return counts
 
@@ -369,9 +381,12 @@ def _move(session: Session, number: int, to: int, digests: list[str] | None) -> 
     return rows.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
-def _say_again(session: Session, digests: list[str], label: str, by: str) -> None:
-    """Let keys and manifests of these images say the new label, should they be read again."""
-    values = {"digests": digests, "label": label, "by": f"person:{by}"}
+def say_again(session: Session, digests: list[str], label: str, by: str, act: str) -> None:
+    """Let keys and manifests of these images say the new label, should they be read again.
+
+    act: what to call the manifest that says so.
+    """
+    values = {"digests": digests, "label": label, "by": f"person:{by}", "act": act}
     session.execute(
         text(
             """
@@ -391,7 +406,7 @@ def _say_again(session: Session, digests: list[str], label: str, by: str) -> Non
                 ORDER BY m.key, m.manifest_id DESC, m.row DESC
             ), written AS (
                 INSERT INTO manifests (key, etag, rows)
-                SELECT 'split/' || (SELECT max(id) FROM class_acts), :label, count(*) FROM said
+                SELECT :act, :label, count(*) FROM said
                 HAVING count(*) > 0 RETURNING id)
             INSERT INTO manifest_rows (manifest_id, row, key, label, sub_label, origin, group_name,
                                        labelled_by, box)

@@ -546,3 +546,13 @@ def gradcams(session: Session, version_id: int) -> list[GradCamRow]:
     query = select(*columns).where(GradCam.version_id == version_id)
     query = query.order_by(GradCam.reason.desc(), GradCam.confidence.desc(), GradCam.sha256)
     return [GradCamRow(*row) for row in session.execute(query)]
+
+
+def gradcam(session: Session, version_id: int, sha256: str, target: str) -> GradCamRow | None:
+    """The map that is kept of one image for one class, if one is."""
+    columns = [getattr(GradCam, name) for name in GradCamRow.__dataclass_fields__]
+    query = select(*columns).where(
+        GradCam.version_id == version_id, GradCam.sha256 == sha256, GradCam.target == target
+    )
+    row = session.execute(query).first()
+    return GradCamRow(*row) if row else None

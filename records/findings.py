@@ -145,7 +145,7 @@ def scarce(
     asked = _asked(session, version_id, pool, most)
     if asked is None:
         return NONE
-    limit = _cutoff(session)
+    limit = cutoff(session)
     fewer = 2 * limit if fewer is None else fewer
     known = asked.class_names
     if class_name is not None:
@@ -180,7 +180,7 @@ def staged(
     needs = [
         Need(*row)
         for row in session.execute(
-            text(_STAGED), {"names": list(known), "cutoff": _cutoff(session), "most": most}
+            text(_STAGED), {"names": list(known), "cutoff": cutoff(session), "most": most}
         )
     ]
     told = f"staged: version {asked.version_id} on classes that rest on staged or synthetic images"
@@ -392,7 +392,7 @@ def _bound(name: str, value: float | None) -> float | None:
     return value
 
 
-def _cutoff(session: Session) -> int:
+def cutoff(session: Session) -> int:
     """The fewest images that a class needs to be trained: as in the newest night, else the plan's.
 
     Not a throw-away version's, which is lower, and so may be that of a snapshot both froze.

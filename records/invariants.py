@@ -234,6 +234,20 @@ QUERIES = {
         SELECT c.name FROM classes c JOIN classes b ON b.id = c.became_id
         WHERE b.became_id IS NOT NULL OR EXISTS (SELECT 1 FROM images i WHERE i.class_id = c.id)
     """,
+    # 11: what people say and do
+    "11: an image is removed without the act of a person, or in use against it": """
+        SELECT i.sha256, i.withdrawn_why, a.act FROM images i
+        LEFT JOIN LATERAL (
+            SELECT act FROM image_acts a
+            WHERE a.sha256 = i.sha256 AND a.act IN ('remove', 'restore')
+            ORDER BY id DESC LIMIT 1) a ON true
+        WHERE (coalesce(i.withdrawn_why, '') = 'removed') <> (coalesce(a.act, '') = 'remove')
+    """,
+    "11: a verdict of the random stream is on what was not drawn by that chance": """
+        SELECT r.id, r.transaction_id FROM reviews r
+        JOIN transactions t ON t.id = r.transaction_id AND t.at = r.transaction_at
+        WHERE r.stream = 'random' AND t.draw IS DISTINCT FROM r.probability
+    """,
     # 12: pools, each picture answered once
     "12: an identification is closed though something of it is left": """
         SELECT i.id, s.ordinal, s.state FROM identifications i

@@ -125,6 +125,28 @@ def label(
     return Done(len(fresh), len(wanted) - len(fresh), repeated, tuple(missing))
 
 
+def corrected(session: Session, digests: list[str], name: str, by: str, why: str) -> None:
+    """Let the labels of pictures that came from pools say what the library calls them by now.
+
+    The copies stay where they are, so that no move is owed.
+    """
+    session.execute(
+        text(
+            """
+            INSERT INTO pool_acts (sha256, act, class_name, key, to_key, version_id, predicted,
+                                   confidence, offered, done_by, why)
+            SELECT sha256, act, :name, key, to_key, version_id, predicted, confidence, offered,
+                   :by, :why
+            FROM (SELECT DISTINCT ON (sha256) * FROM pool_acts
+                  WHERE sha256 = ANY(:digests) AND act = ANY(:saying)
+                  ORDER BY sha256, id DESC) newest
+            WHERE act = 'label' ORDER BY sha256
+            """
+        ),
+        {"digests": digests, "name": name, "by": by, "why": why, "saying": list(SAYING)},
+    )
+
+
 def dismiss(
     session: Session,
     wishes: Sequence[Wish],

@@ -116,7 +116,7 @@ class Candidate:
     origin: one of ORIGINS. labelled_by: who said so.
     labels_of_content: distinct labels of this sha256 in batch and library together.
     in_benchmark: its bytes are in the benchmark. near_benchmark: key of a benchmark image that it
-    nearly repeats, else None.
+    nearly repeats, else None. removed: who removed its bytes from the library, and why, else None.
     """
 
     key: str
@@ -141,6 +141,7 @@ class Candidate:
     labels_of_content: int = 1
     in_benchmark: bool = False
     near_benchmark: str | None = None
+    removed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -376,6 +377,13 @@ SUITE: tuple[Expected, ...] = (
         "near_benchmark",
         "nearly the same picture as {near_benchmark} of the benchmark, which no training may see",
         among="outside_benchmark",
+    ),
+    Expected(
+        "not_removed",
+        "no person has removed these bytes from the library",
+        ABSENT,
+        "removed",
+        "{removed}: `regraft image restore` brings it back, this copy too",
     ),
 )
 

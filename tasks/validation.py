@@ -167,6 +167,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         labels_of_content=row["labels_of_content"],
         in_benchmark=row["in_benchmark"],
         near_benchmark=row["near_benchmark"],
+        removed=row["removed"],
         **{name: facts.get(name) for name in names},
     )
 

@@ -94,6 +94,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"near_benchmark": "benchmark/1.jpg"},
         "same picture as benchmark/1.jpg",
     ),
+    "not_removed": ({"removed": "Ann removed it on 2026-11-22 (blurred)"}, "Ann removed it on"),
 }
 GOOD_BATCH = Summary(100, 0.1, 0.4, True, 0.05, 0.4)
 BAD_BATCH: dict[str, tuple[dict[str, Any], Rules, str]] = {

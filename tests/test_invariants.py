@@ -547,6 +547,10 @@ REPORTED: dict[str, list[str]] = {
         "UPDATE images SET mined = true WHERE split = 'train' AND sha256 = (SELECT min(sha256) "
         "FROM images WHERE split = 'train')"
     ],
+    "11: an image is removed without the act": [
+        "UPDATE images SET withdrawn_at = now(), withdrawn_why = 'removed' "
+        "WHERE sha256 = (SELECT min(sha256) FROM images)"
+    ],
     "10: a name that is no class any more": ["UPDATE classes SET became_id = 2 WHERE id = 1"],
     "10: a benchmark answer has another label": [
         "UPDATE answers SET label = 'circle', correct = (predicted = 'circle')"

@@ -23,10 +23,13 @@ from vision.scores import (
     at_or_above,
     calibration_error,
     confusions,
+    difference,
+    estimate,
     f1_interval,
     interval,
     reliability,
     score,
+    sums,
     threshold,
     transfer,
 )
@@ -323,3 +326,48 @@ def test_transfer_done_by_hand() -> None:
     assert (found.change_low + found.change_high) / 2 == pytest.approx(6 / 42)
     assert found.change_low < 0 < found.change < found.change_high
     assert transfer([]) is None
+
+
+def test_an_estimate_of_unequal_chances_holds_the_truth() -> None:
+    """Doubtful answers are drawn twenty times as often: the plain mean is far off, Hajek's is not,
+    and its interval holds the truth as often as it says.
+    """
+    random = np.random.default_rng(8)
+    chances = np.where(np.arange(20_000) < 2000, 0.2, 0.01)
+    right = (random.random(20_000) < np.where(chances > 0.1, 0.5, 0.95)).astype(float)
+    held, found, plain = 0, [], []
+    for _ in range(1000):
+        drawn = random.random(20_000) < chances
+        made = estimate(sums(right[drawn], chances[drawn]))
+        assert made is not None
+        held += made.low <= right.mean() <= made.high
+        found.append(made.share)
+        plain.append(right[drawn].mean())
+    assert 0.93 <= held / 1000 <= 0.98
+    assert np.mean(found) == pytest.approx(right.mean(), abs=0.003)
+    assert right.mean() - np.mean(plain) > 0.2
+
+
+def test_an_estimate_of_equal_chances_is_wilsons() -> None:
+    """Whatever the chance; parts of a sample add up to the whole, and none is no estimate."""
+    made = estimate(sums([1] * 18 + [0] * 2, [0.02] * 20))
+    assert made is not None
+    assert (made.share, made.effective) == pytest.approx((0.9, 20))
+    assert (made.low, made.high) == pytest.approx(interval(18, 20))
+    assert sums([1, 0.5], [0.1, 0.2]) + sums([0], [0.5]) == sums([1, 0.5, 0], [0.1, 0.2, 0.5])
+    assert estimate(sums([], [])) is None
+    certain = estimate(sums([1] * 5, [0.3] * 5))
+    assert certain is not None
+    assert (certain.low, certain.high) == pytest.approx(interval(5, 5))
+
+
+def test_a_difference_of_estimates_is_newcombes() -> None:
+    """The example of Newcombe (1998, table II a): 56/70 and 48/80, 0.0524 to 0.3339."""
+    one, other = (estimate(sums([1] * right + [0] * (of - right), [1] * of))
+                  for right, of in ((56, 70), (48, 80)))  # fmt: skip
+    assert one is not None
+    assert other is not None
+    found = difference(one, other)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert found.proven
+    assert not difference(other, other).proven

@@ -5,7 +5,7 @@ No torch here: records and pages import this.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -218,6 +218,9 @@ class Sums:
     wwy: float
     wwyy: float
 
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
 
 def sums(right: Sequence[float], chances: Sequence[float]) -> Sums:
     """Add up units: how right each is, 0..1, and the chance with which it came in, above 0."""
@@ -231,19 +234,19 @@ def sums(right: Sequence[float], chances: Sequence[float]) -> Sums:
 def estimate(of: Sums) -> Estimate | None:
     """Give Hajek's ratio, sum(w y) / sum(w), with a 95% interval, or None without units.
 
-    The interval is Wilson's for as many units of equal weight as carry the same variance (Korn and
-    Graubard 1998): the lesser of Kish's number, which unequal weights alone leave, and of the one
-    by the ratio's own linearised variance. With equal chances it is Wilson's own. It takes units for
-    drawn one by one from very many.
+    The interval is Wilson's for as many units of equal weight as have the ratio's own linearised
+    variance, at most those sampled (Korn and Graubard 1998); where all are alike, which shows no
+    variance, for Kish's number, which unequal weights leave. With equal chances it is `interval`.
+    Units count as drawn one by one from very many.
     """
     if of.sampled == 0:
         return None
     share = min(1.0, max(0.0, of.wy / of.w))
+    # sum of w^2 (y - share)^2; rounding may leave it a little off 0
+    apart = of.wwyy - 2 * share * of.wwy + share**2 * of.ww
     effective = of.w**2 / of.ww
-    # sum of w^2 (y - share)^2; rounding may leave it a little below 0
-    apart = max(0.0, of.wwyy - 2 * share * of.wwy + share**2 * of.ww)
-    if apart > 0:
-        effective = min(effective, share * (1 - share) * of.w**2 / apart)
+    if apart > 1e-9 * of.ww:
+        effective = min(share * (1 - share) * of.w**2 / apart, of.sampled)
     low, high = interval(share * effective, effective) or (0.0, 1.0)
     return Estimate(of.sampled, effective, share, low, high)
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from web import health, history, predictions
+from web import health, history, predictions, reviews
 from web.access import Access
 from web.bounds import Bounds
 from web.errors import answer_errors
@@ -44,6 +44,7 @@ def create_app(rules: Rules | None = None, log: TransactionLog | None = None) ->
     app.include_router(health.router)
     app.include_router(predictions.router)
     app.include_router(history.router)
+    app.include_router(reviews.router)
     answer_errors(app)
     app.add_middleware(Bounds, rules=rules)
     app.add_middleware(Counted, metrics=metrics)

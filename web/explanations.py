@@ -42,7 +42,7 @@ class Explainer:
 
         with self._lock:
             if self._known is None or self._known[0] != serving.checkpoint_digest:
-                self._known = (serving.checkpoint_digest, _loaded(serving.checkpoint_digest))
+                self._known = (serving.checkpoint_digest, loaded_by(serving.checkpoint_digest))
             loaded = self._known[1]
             found = gradcam.maps(
                 loaded.network, np.stack(pixels), list(columns), loaded.plan, "cpu"
@@ -53,7 +53,8 @@ class Explainer:
         ]
 
 
-def _loaded(digest: str) -> Loaded:
+def loaded_by(digest: str) -> Loaded:
+    """The network of a checkpoint in S3; raises `BadCheckpoint` for changed bytes."""
     from vision import network
 
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:

@@ -368,7 +368,8 @@ def upgrade() -> None:
     op.create_index(
         "ix_reviews_random",
         "reviews",
-        ["transaction_at"],
+        ["transaction_at", "transaction_id", "version_id", "reviewed_by", sa.text("id DESC")],
+        postgresql_include=["sha256", "predicted", "confidence", "verdict", "probability", "blind"],
         postgresql_where=sa.text("stream = 'random'"),
     )
     op.execute("CREATE SCHEMA history")

@@ -1,0 +1,338 @@
+"""Queues: which answers a person should look at next, and why.
+
+The random stream estimates, and offers what chance drew in an order that chance made. The others
+find errors: by doubt, by what a version is known to confuse, by the classes that lack images; they
+never offer what was drawn, so that neither stream colours the other.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from records import classes, findings, transactions, versions
+from records.evaluations import newest_benchmark
+from records.reviews import TWICE, is_blind, part
+from records.snapshots import USABLE
+
+QUEUES = ("random", "confidence", "mistaken", "scarce")
+# Of the newest kept transactions so many are compared by the queues that no index orders.
+LOOKED_AT = 20_000
+# What an answer must give a class at least for the picture to be perhaps one of it.
+PERHAPS = 0.1
+# Of a right answer another class had at least so much, compared with what its own had: 1 is a tie.
+DOUBTFUL = 0.5
+
+
+class BadQueue(ValueError):
+    """There is no such queue, or it does not take what was asked of it."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One answer that waits for a person.
+
+    stream: what a verdict on it is kept as. key: where its picture is kept. blind: without the
+    answer, whose labels and confidences are then None. why: what brings it up, in words.
+    """
+
+    queue: str
+    stream: str
+    subject: str
+    transaction_id: uuid.UUID | None
+    at: datetime | None
+    version_id: int
+    sha256: str
+    key: str
+    blind: bool
+    top_labels: tuple[str, ...] | None
+    top_confidences: tuple[float, ...] | None
+    why: str
+
+
+# --- transactions ---------------------------------------------------------------------------
+
+
+def waiting(
+    session: Session,
+    queue: str,
+    by: str,
+    version_id: int | None = None,
+    class_name: str | None = None,
+    most: int = 1,
+) -> list[Waiting]:
+    """The next transactions that a person should look at, those with a kept picture alone.
+
+    random: drawn ones, in a fixed random order, that this person has not spoken of; one in ten is
+    asked of two people. confidence: the least sure first. mistaken: the likeliest to be wrong, by
+    their confidence and how often the version is right with that class on its newest benchmark (or
+    test) images. scarce: what may be one of the classes with the fewest images. class_name: this
+    answer alone; the random stream takes no choice but the version. Raises `BadQueue`.
+    """
+    if queue not in QUEUES:
+        raise BadQueue(f"queue {queue[:40]!r} is none of {', '.join(QUEUES)}")
+    if most < 1:
+        raise BadQueue(f"--limit {most}: ask for 1 or more")
+    if problem := classes.person_problem(by):
+        raise BadQueue(problem)
+    if queue == "random" and class_name is not None:
+        raise BadQueue("the random stream takes no class: whoever chooses estimates nothing")
+    _refuse_text(class_name)
+    if version_id is not None:
+        versions.get(session, version_id)
+    values = {
+        "by": by.strip(), "version": version_id, "class": class_name, "most": most,
+        "since": transactions.images_since(session), "twice": part(TWICE),
+        "looked": LOOKED_AT, "perhaps": PERHAPS,
+    }  # fmt: skip
+    found = {
+        "random": _random, "confidence": _least_sure, "mistaken": _mistaken, "scarce": _scarce,
+    }[queue](session, values)  # fmt: skip
+    return [_blindfolded(one) if queue == "random" else one for one in found]
+
+
+def _refuse_text(class_name: str | None) -> None:
+    if class_name is not None and (problem := classes.unwritable(class_name)):
+        raise BadQueue(f"class {class_name[:40]!r} {problem}")
+
+
+def _blindfolded(one: Waiting) -> Waiting:
+    if one.transaction_id is None or not is_blind(one.transaction_id):
+        return one
+    return replace(one, blind=True, top_labels=None, top_confidences=None)
+
+
+_COLUMNS = "t.id, t.at, t.version_id, t.sha256, t.image_key, t.top_labels, t.top_confidences"
+
+_CHOSEN = """
+    t.image_key IS NOT NULL AND t.at >= :since
+    AND (CAST(:version AS bigint) IS NULL OR t.version_id = :version)
+    AND (CAST(:class AS text) IS NULL OR t.predicted = :class)
+"""
+
+# Acts are asked by sub-selects: Postgres takes a join that finds none for a rare one, and would
+# then read and sort all transactions instead of the first in an index.
+_RANDOM = f"""
+    SELECT {_COLUMNS} FROM transactions t
+    WHERE t.draw IS NOT NULL AND {_CHOSEN} AND (
+        SELECT count(*) FILTER (WHERE r.reviewed_by = :by) = 0
+           AND count(DISTINCT r.reviewed_by) < CASE
+               WHEN substring(sha256(uuid_send(t.id)) FROM 13 FOR 4) < CAST(:twice AS bytea)
+               THEN 2 ELSE 1 END
+        FROM reviews r WHERE r.transaction_id = t.id AND r.stream = 'random')
+    ORDER BY sha256(uuid_send(t.id)) LIMIT :most
+"""  # noqa: S608  (constants of this module, here and below)
+
+_UNSAID = """
+    t.draw IS NULL AND (SELECT NOT EXISTS (SELECT 1 FROM reviews r WHERE r.transaction_id = t.id))
+"""
+
+_LEAST_SURE = f"""
+    SELECT {_COLUMNS} FROM transactions t WHERE {_CHOSEN} AND {_UNSAID}
+    ORDER BY t.confidence LIMIT :most
+"""  # noqa: S608
+
+_RECENT = f"""
+    recent AS MATERIALIZED (
+        SELECT {_COLUMNS}, t.predicted, t.confidence FROM transactions t
+        WHERE {_CHOSEN} AND {_UNSAID} ORDER BY t.at DESC LIMIT :looked)
+"""  # noqa: S608
+
+# How often a class is right where it is answered; one right and one wrong answer are added, or a
+# class that was answered once would be held for wrong for ever.
+_MISTAKEN = f"""
+    WITH {_RECENT}, known AS (
+        SELECT DISTINCT ON (e.version_id) e.version_id, e.id, e.accuracy FROM evaluations e
+        WHERE e.version_id IN (SELECT version_id FROM recent)
+          AND e.subject IN ('benchmark', 'test', 'validation')
+        ORDER BY e.version_id, array_position(ARRAY['benchmark', 'test', 'validation'], e.subject),
+                 e.benchmark_version DESC, e.id DESC)
+    SELECT {_COLUMNS}, t.predicted, coalesce((c.correct + 1.0) / (c.predicted + 2), k.accuracy)
+    FROM recent t LEFT JOIN known k ON k.version_id = t.version_id
+    LEFT JOIN evaluation_classes c ON c.evaluation_id = k.id AND c.class_name = t.predicted
+    ORDER BY t.confidence * coalesce((c.correct + 1.0) / (c.predicted + 2), k.accuracy, 1), t.id
+    LIMIT :most
+"""  # noqa: S608
+
+# Counted no further than it matters.
+_SCARCE = f"""
+    WITH {_RECENT}, scarce AS (
+        SELECT n.name, u.usable, n.today FROM class_names n JOIN classes c ON c.name = n.today
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS usable FROM (
+                SELECT 1 FROM images i WHERE i.class_id = c.id AND {USABLE} LIMIT :fewer) few) u
+        WHERE u.usable < :fewer)
+    SELECT {_COLUMNS}, s.today, s.usable FROM recent t CROSS JOIN LATERAL (
+        SELECT s.today, s.usable, p.confidence
+        FROM unnest(t.top_labels, t.top_confidences) p (name, confidence)
+        JOIN scarce s ON s.name = p.name WHERE p.confidence >= :perhaps
+        ORDER BY s.usable, p.confidence DESC LIMIT 1) s
+    ORDER BY s.usable, s.confidence DESC, t.id LIMIT :most
+"""  # noqa: S608
+
+
+def _random(session: Session, values: dict[str, Any]) -> list[Waiting]:
+    rows = session.execute(text(_RANDOM), values)
+    return [_served("random", row, "drawn by chance") for row in rows]
+
+
+def _least_sure(session: Session, values: dict[str, Any]) -> list[Waiting]:
+    rows = session.execute(text(_LEAST_SURE), values)
+    return [_served("confidence", row, f"{row.top_confidences[0]:.0%} sure") for row in rows]
+
+
+def _mistaken(session: Session, values: dict[str, Any]) -> list[Waiting]:
+    rows = session.execute(text(_MISTAKEN), values)
+    return [
+        _served("mistaken", row, f"{row.top_confidences[0]:.0%} sure" + (
+            "" if row[-1] is None else f", and {row[-2]} is right in {float(row[-1]):.0%} of cases"
+        ))
+        for row in rows
+    ]  # fmt: skip
+
+
+def _scarce(session: Session, values: dict[str, Any]) -> list[Waiting]:
+    fewer = 2 * findings.cutoff(session)
+    rows = session.execute(text(_SCARCE), values | {"fewer": fewer})
+    return [_served("scarce", row, f"perhaps {row[-2]}, of which there are {row[-1]}")
+            for row in rows]  # fmt: skip
+
+
+def _served(queue: str, row: Sequence[Any], why: str) -> Waiting:
+    number, at, version_id, sha256, key, names, confidences = row[:7]
+    stream = "random" if queue == "random" else "doubt"
+    return Waiting(
+        queue, stream, "transaction", number, at, version_id, sha256, key, False, tuple(names),
+        tuple(confidences), why,
+    )  # fmt: skip
+
+
+# --- evaluated images -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One image that a version was evaluated on, and what has become of it since.
+
+    label: its class then, and `today` what it is called now (in the library, or in the benchmark);
+    label_confidence: what the label was given. mistakenness: half of one plus what the best other
+    class was given minus what the label was: above a half the answer is wrong, and near 1 either
+    the version or the label is surely so. suggested: what confident learning takes it for.
+    in_sample: an image to train on. withdrawn: why it is out of use; act, act_by: the newest that a
+    person did with it; verdict: the newest review of this answer. maps: classes of which a Grad-CAM
+    is kept. key, etag: where its bytes lie, None where they are gone.
+    """
+
+    sha256: str
+    subject: str
+    benchmark_version: int | None
+    label: str
+    today: str | None
+    predicted: str
+    confidence: float
+    label_confidence: float
+    correct: bool
+    top_labels: tuple[str, ...]
+    top_confidences: tuple[float, ...]
+    mistakenness: float
+    suggested: str | None
+    in_sample: bool
+    withdrawn: str | None
+    act: str | None
+    act_by: str | None
+    verdict: str | None
+    maps: tuple[str, ...]
+    key: str | None
+    etag: str | None
+
+
+def evaluated(
+    session: Session,
+    version_id: int,
+    subject: str | None = None,
+    class_name: str | None = None,
+    everything: bool = False,
+    again: bool = False,
+    most: int = 60,
+    skip: int = 0,
+) -> list[Looked]:
+    """Images that a version was evaluated on, the worst first; each once, out of sample if it was.
+
+    everything: right and sure answers, too; else what is wrong or doubtful (another class was given
+    half as much as the label, or confident learning doubts it). again: those, too, that somebody
+    has acted on, or spoken of, since. subject: validation, test, benchmark, batch or library.
+    class_name: of this label alone, as it is called today. Raises `UnknownVersion`.
+    """
+    versions.get(session, version_id)
+    _refuse_text(class_name)
+    rows = session.execute(
+        text(_EVALUATED),
+        {
+            "version": version_id, "subject": subject, "class": class_name, "most": most,
+            "skip": skip, "all": everything, "again": again, "doubtful": DOUBTFUL,
+            "benchmark": newest_benchmark(session, version_id),
+        },
+    )  # fmt: skip
+    return [Looked(*(tuple(one) if isinstance(one, list) else one for one in row)) for row in rows]
+
+
+_OTHER = "CASE WHEN a.correct THEN coalesce(a.top_confidences[2], 0) ELSE a.confidence END"
+
+_EVALUATED = f"""
+    WITH told AS (
+        SELECT e.id, e.subject, e.benchmark_version, e.created_at, a.*,
+               (1 + {_OTHER} - a.label_confidence) / 2 AS mistakenness, d.suggested
+        FROM evaluations e JOIN answers a ON a.evaluation_id = e.id
+        LEFT JOIN label_doubts d ON d.version_id = e.version_id AND d.sha256 = a.sha256
+        WHERE e.version_id = :version
+          AND (CAST(:subject AS text) IS NULL OR e.subject = :subject)
+          -- of the benchmark the newest version that it has answered
+          AND e.benchmark_version IS NOT DISTINCT FROM
+              CASE WHEN e.subject = 'benchmark' THEN :benchmark END
+          AND (:all OR NOT a.correct OR d.suggested IS NOT NULL
+               OR {_OTHER} >= :doubtful * a.label_confidence)
+    ), once AS (
+        SELECT DISTINCT ON (sha256) * FROM told
+        ORDER BY sha256, array_position(
+            ARRAY['benchmark', 'validation', 'test', 'batch', 'library'], subject), id DESC
+    ), worst AS MATERIALIZED (
+        SELECT o.*, coalesce(c.name, f.today, b.class_name) AS today, i.split, i.withdrawn_why,
+               b.key AS frozen_key
+        FROM once o
+        LEFT JOIN images i USING (sha256) LEFT JOIN classes c ON c.id = i.class_id
+        LEFT JOIN benchmark_images b USING (sha256)
+        LEFT JOIN class_names f ON f.name = b.class_name
+        WHERE (:again OR (i.withdrawn_at IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM image_acts t
+                                 WHERE t.sha256 = o.sha256 AND t.done_at > o.created_at)
+                 AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.sha256 = o.sha256
+                                 AND r.version_id = :version AND r.subject = 'evaluation')))
+          AND (CAST(:class AS text) IS NULL
+               OR coalesce(c.name, f.today, b.class_name) = :class)
+        ORDER BY o.mistakenness DESC, o.sha256 LIMIT :most OFFSET :skip
+    )
+    SELECT o.sha256, o.subject, o.benchmark_version, o.label, o.today, o.predicted, o.confidence,
+           o.label_confidence, o.correct, o.top_labels, o.top_confidences, o.mistakenness,
+           o.suggested, coalesce(o.split = 'train', false), o.withdrawn_why, t.act, t.done_by,
+           r.verdict,
+           ARRAY(SELECT g.target FROM gradcams g
+                 WHERE g.version_id = :version AND g.sha256 = o.sha256 ORDER BY g.target),
+           coalesce(p.key, o.frozen_key), p.etag
+    FROM worst o
+    LEFT JOIN LATERAL (
+        SELECT act, done_by FROM image_acts t WHERE t.sha256 = o.sha256
+        ORDER BY id DESC LIMIT 1) t ON true
+    LEFT JOIN LATERAL (
+        SELECT verdict FROM reviews r WHERE r.sha256 = o.sha256 AND r.version_id = :version
+          AND r.subject = 'evaluation' ORDER BY id DESC LIMIT 1) r ON true
+    LEFT JOIN LATERAL (
+        SELECT key, etag FROM objects s WHERE s.sha256 = o.sha256 AND s.gone_at IS NULL
+        ORDER BY s.state = 'quarantined', s.id LIMIT 1) p ON true
+    ORDER BY o.mistakenness DESC, o.sha256
+"""  # noqa: S608
