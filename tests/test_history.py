@@ -344,8 +344,8 @@ def test_use_and_growth(past: Database) -> None:
         (2, "zebra", 40), (1, "horse", 10),
     ]  # fmt: skip
     assert zebras[0].mean_confidence == pytest.approx(34.5 / 40)
-    assert ask(past, history.predicted(until=date(2026, 2, 7))) == []  # the last week of it
-    assert len(ask(past, history.predicted(until=date(2026, 2, 8)))) == 2
+    assert len(ask(past, history.predicted(until=date(2026, 2, 9)))) == 1  # the last week of it
+    assert ask(past, history.predicted(until=date(2026, 2, 10))) == []
     newest, oldest = ask(past, history.growth())  # a set of pretraining is no library
     assert (newest.version_id, newest.classes, newest.under_cutoff) == (2, 3, 0)
     assert (oldest.images, oldest.under_cutoff) == (100, 1)
@@ -356,14 +356,15 @@ def test_use_and_growth(past: Database) -> None:
 
 def estimated(database: Database, samples: list[Any]) -> list[tuple[float, float, float]]:
     """What Postgres estimates of samples, given by their sums."""
-    columns = [[getattr(one, name) for one in samples] for name in ("w", "wy", "ww", "wwy", "wwyy")]
+    names = ("sampled", "w", "wy", "ww", "wwy", "wwyy")
+    columns = [[getattr(one, name) for one in samples] for name in names]
     with database.transaction() as session:
         rows = session.connection().exec_driver_sql(
             """
             SELECT e.share, e.low, e.high
-            FROM unnest(%s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[])
-                WITH ORDINALITY s (w, wy, ww, wwy, wwyy, place)
-            CROSS JOIN LATERAL history.estimate(w, wy, ww, wwy, wwyy) e ORDER BY place
+            FROM unnest(%s::bigint[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
+                        %s::float8[]) WITH ORDINALITY s (n, w, wy, ww, wwy, wwyy, place)
+            CROSS JOIN LATERAL history.estimate(n, w, wy, ww, wwy, wwyy) e ORDER BY place
             """,
             tuple(columns),
         )

@@ -205,21 +205,21 @@ WILSON = """
               FROM (SELECT 3.8414588206941236 / nullif(images, 0) AS squared) s) m
     $$
 """
-# Hajek's ratio with its interval from the sums of w, wy, w^2, w^2 y and w^2 y^2, as
-# vision.scores.estimate gives it: of more than one unit no chance is the same.
+# Hajek's ratio with its interval from the number of units and the sums of w, wy, w^2, w^2 y and
+# w^2 y^2, as vision.scores.estimate gives it.
 ESTIMATE = """
     CREATE FUNCTION history.estimate(
-        w double precision, wy double precision, ww double precision, wwy double precision,
+        reviewed bigint, w double precision, wy double precision, ww double precision, wwy double precision,
         wwyy double precision)
     RETURNS TABLE (share double precision, low double precision, high double precision)
     LANGUAGE sql IMMUTABLE AS $$
         SELECT e.share, i.low, i.high
         FROM (SELECT least(1, greatest(0, wy / nullif(w, 0))) AS share) e
         CROSS JOIN LATERAL (SELECT wwyy - 2 * e.share * wwy + e.share * e.share * ww AS apart) a
-        CROSS JOIN LATERAL history.wilson(e.share, least(
-            w * w / nullif(ww, 0),
-            CASE WHEN a.apart > 0 AND e.share > 0 AND e.share < 1
-                 THEN e.share * (1 - e.share) * w * w / a.apart END)) i
+        CROSS JOIN LATERAL history.wilson(e.share,
+            CASE WHEN a.apart > 1e-9 * ww
+                 THEN least(e.share * (1 - e.share) * w * w / a.apart, reviewed)
+                 ELSE w * w / ww END) i
         WHERE w > 0
     $$
 """
@@ -238,7 +238,7 @@ REVIEWED = """
 USED = """
     history.usage WHERE (since IS NULL OR day >= since) AND (until IS NULL OR day <= until)
 """
-ESTIMATED = "LEFT JOIN LATERAL history.estimate(s.w, s.wy, s.ww, s.wwy, s.wwyy) e ON true"
+ESTIMATED = "LEFT JOIN LATERAL history.estimate(s.reviewed, s.w, s.wy, s.ww, s.wwy, s.wwyy) e ON true"
 OF_VERSION = "(of_version IS NULL OR version_id = of_version)"
 FIGURES = """
     reviewed bigint, undecided bigint, accuracy double precision, accuracy_low double precision,
