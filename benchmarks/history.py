@@ -158,7 +158,7 @@ PAST = (
     SELECT e.id, 'sea lion ' || c, o.origin, o.sub_class, 5, 4
     FROM evaluations e, generate_series(1, %(classes)s) c,
          (VALUES ('real', ''), ('real', 'juvenile'), ('staged', '')) o (origin, sub_class)
-    WHERE e.subject <> 'benchmark' AND (o = ('real', '') OR c %% 10 = 0)
+    WHERE e.subject <> 'benchmark' AND (o.origin || o.sub_class = 'real' OR c %% 10 = 0)
     """,
     """
     INSERT INTO reliability_bins (evaluation_id, low, high, images, confidence, accuracy,

@@ -37,7 +37,7 @@ def _draw(kind: Any, rows: list[Any], axes: Axes) -> None:
     raise TypeError(f"no picture is known for {type(kind).__name__}")
 
 
-@_draw.register
+@_draw.register(history.Accuracy)
 def _(kind: history.Accuracy, rows: list[Any], axes: Axes) -> None:
     axes.set_title("Accuracy of each evaluation, with 95% interval; filled: the version served")
     for name, some in _sets(rows):
@@ -48,7 +48,7 @@ def _(kind: history.Accuracy, rows: list[Any], axes: Axes) -> None:
     axes.set_ylabel("accuracy")
 
 
-@_draw.register
+@_draw.register(history.ClassAccuracy)
 def _(kind: history.ClassAccuracy, rows: list[Any], axes: Axes) -> None:
     measured = [one for one in rows if one.recall is not None]
     names = list(dict.fromkeys(one.class_name for one in measured))
@@ -61,7 +61,7 @@ def _(kind: history.ClassAccuracy, rows: list[Any], axes: Axes) -> None:
     axes.set_ylabel("recall")
 
 
-@_draw.register
+@_draw.register(history.Band)
 def _(kind: history.Band, rows: list[Any], axes: Axes) -> None:
     axes.set_title("As right as sure? Accuracy over confidence, with 95% interval")
     curves: dict[str, list[Any]] = defaultdict(list)
@@ -73,7 +73,7 @@ def _(kind: history.Band, rows: list[Any], axes: Axes) -> None:
     _diagonal(axes)
 
 
-@_draw.register
+@_draw.register(history.InUseBand)
 def _(kind: history.InUseBand, rows: list[Any], axes: Axes) -> None:
     axes.set_title("As right as sure in use? From random reviews, with 95% interval")
     some = [one for one in rows if one.accuracy is not None]
@@ -87,7 +87,7 @@ def _diagonal(axes: Axes) -> None:
     axes.set_ylabel("share that is right")
 
 
-@_draw.register
+@_draw.register(history.InUse)
 def _(kind: history.InUse, rows: list[Any], axes: Axes) -> None:
     axes.set_title("Accuracy in use, from random reviews, beside what was measured in training")
     some = sorted(rows, key=lambda one: one.version_id)
@@ -101,7 +101,7 @@ def _(kind: history.InUse, rows: list[Any], axes: Axes) -> None:
     axes.set_ylabel("accuracy")
 
 
-@_draw.register
+@_draw.register(history.Calibration)
 def _(kind: history.Calibration, rows: list[Any], axes: Axes) -> None:
     axes.set_title("How sure and how right what served was, week by week")
     some = rows[::-1]
@@ -114,7 +114,7 @@ def _(kind: history.Calibration, rows: list[Any], axes: Axes) -> None:
     axes.set_ylabel("share")
 
 
-@_draw.register
+@_draw.register(history.Usage)
 def _(kind: history.Usage, rows: list[Any], axes: Axes) -> None:
     axes.set_title("Transactions by day and client (UTC)")
     totals: dict[str, dict[Any, int]] = defaultdict(lambda: defaultdict(int))
@@ -124,7 +124,7 @@ def _(kind: history.Usage, rows: list[Any], axes: Axes) -> None:
     axes.set_ylabel("transactions")
 
 
-@_draw.register
+@_draw.register(history.Predicted)
 def _(kind: history.Predicted, rows: list[Any], axes: Axes) -> None:
     axes.set_title("Answers by day and class (UTC)")
     totals: dict[str, dict[Any, int]] = defaultdict(lambda: defaultdict(int))
@@ -134,7 +134,7 @@ def _(kind: history.Predicted, rows: list[Any], axes: Axes) -> None:
     axes.set_ylabel("answers")
 
 
-@_draw.register
+@_draw.register(history.Growth)
 def _(kind: history.Growth, rows: list[Any], axes: Axes) -> None:
     axes.set_title("What there was to learn, snapshot by snapshot")
     some = rows[::-1]
@@ -146,7 +146,7 @@ def _(kind: history.Growth, rows: list[Any], axes: Axes) -> None:
     beside.set_ylabel("classes", color=ORANGE)
 
 
-@_draw.register
+@_draw.register(history.ClassGrowth)
 def _(kind: history.ClassGrowth, rows: list[Any], axes: Axes) -> None:
     names = list(dict.fromkeys(one.class_name for one in rows))
     axes.set_title("Usable images of a class over time; dashed: the cutoff")

@@ -672,10 +672,11 @@ def _summed(
     """The question whose sums go over a window, and over one version where one is given."""
     since, until = window
     _bounds(since, until)
-    values = {"since": since, "until": until, "version": _number(version)}
+    values: dict[str, Any] = {"since": since, "until": until}
     source = f"history.{name}(since => %(since)s, until => %(until)s)"
     if version is not None:
         source = f"{source[:-1]}, of_version => %(version)s)"
+        values["version"] = _number(version)
     return _question(row, source, order, most, where, values)
 
 

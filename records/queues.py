@@ -279,10 +279,7 @@ def evaluated(
             "benchmark": newest_benchmark(session, version_id),
         },
     )  # fmt: skip
-    return [
-        Looked(*row[:9], tuple(row[9]), tuple(row[10]), *row[11:18], tuple(row[18]), *row[19:])
-        for row in rows
-    ]
+    return [Looked(*(tuple(one) if isinstance(one, list) else one for one in row)) for row in rows]
 
 
 _OTHER = "CASE WHEN a.correct THEN coalesce(a.top_confidences[2], 0) ELSE a.confidence END"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
+from typing import Any
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import Select, insert, select, text
 from sqlalchemy.orm import Session
 
 from records import classes, labels, pools, transactions, versions
@@ -180,13 +181,8 @@ def _of_version(session: Session, query: str, version_id: int, image: str) -> An
     return _answered(rows[0])
 
 
-def _answered(row: object) -> Answered:
-    subject, version, sha256, names, confidences, known, *rest = row  # type: ignore[misc]
-    number, at, evaluation, key, draw = rest
-    return Answered(
-        subject, version, sha256, tuple(names), tuple(confidences), tuple(known), number, at,
-        evaluation, key, draw,
-    )  # fmt: skip
+def _answered(row: Sequence[Any]) -> Answered:
+    return Answered(*(tuple(one) if isinstance(one, list) else one for one in row))
 
 
 # --- the verdict ----------------------------------------------------------------------------
@@ -361,7 +357,7 @@ def _pool(session: Session, key: str) -> str:
 # --- what was said --------------------------------------------------------------------------
 
 
-def _rows():  # type: ignore[no-untyped-def]  # a Select of sixteen columns
+def _rows() -> Select[Any]:
     return select(*(getattr(Review, name) for name in ReviewRow.__dataclass_fields__))
 
 
@@ -438,7 +434,7 @@ def disagreements(session: Session, most: int = 50) -> list[Disagreement]:
         {"most": most},
     ).all()
     return [
-        Disagreement(*first[1:7], words=tuple(Word(*row[7:]) for row in (first, *rest)))
+        Disagreement(*first[1:7], tuple(Word(*row[7:]) for row in (first, *rest)))
         for _, (first, *rest) in groupby(rows, key=lambda row: row.latest)
     ]
 

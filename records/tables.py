@@ -1609,7 +1609,19 @@ class Review(Base):
             postgresql_where=text("transaction_id IS NOT NULL"),
         ),
         Index("ix_reviews_version", "version_id", "stream"),
-        Index("ix_reviews_random", "transaction_at", postgresql_where=text("stream = 'random'")),
+        # all that `random_verdicts` reads, in its order
+        Index(
+            "ix_reviews_random",
+            "transaction_at",
+            "transaction_id",
+            "version_id",
+            "reviewed_by",
+            text("id DESC"),
+            postgresql_include=[
+                "sha256", "predicted", "confidence", "verdict", "probability", "blind",
+            ],
+            postgresql_where=text("stream = 'random'"),
+        ),
     )
 
     id: Mapped[int] = number()
