@@ -294,7 +294,7 @@ _EVALUATED = f"""
           AND (CAST(:subject AS text) IS NULL OR e.subject = :subject)
           -- of the benchmark the newest version that it has answered
           AND e.benchmark_version IS NOT DISTINCT FROM
-              CASE WHEN e.subject = 'benchmark' THEN :benchmark END
+              CASE WHEN e.subject = 'benchmark' THEN CAST(:benchmark AS int) END
           AND (:all OR NOT a.correct OR d.suggested IS NOT NULL
                OR {_OTHER} >= :doubtful * a.label_confidence)
     ), once AS (
