@@ -21,8 +21,8 @@ class Owed:
     """One act whose objects are still to follow.
 
     put: where the labelled copy belongs, if the picture has a label; take: copies of labels that
-    no longer stand. sources: keys that held the picture, or a copy. key, to_key: from where a removed or
-    restored object goes where, unless another act has overtaken this one.
+    no longer stand. sources: keys that held the picture, or a copy of it. key, to_key: from where a
+    removed or restored object goes where, unless another act has overtaken this one.
     """
 
     act_id: int
