@@ -1,0 +1,386 @@
+"""Pages: each is walked in a real browser, and refuses what it must without one."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import showing
+import worlds
+from answering import Service, serving
+from browsers import Browser, browsing
+from showing import ODD, POOL
+from worlds import World
+
+from infra.embedded import Addresses
+from records import keys
+from tasks import labelling, promotion
+from web.decisions import Decisions
+from web.rules import Rules
+
+DECISIONS = Decisions(
+    promotion.approve, lambda version, by, why: promotion.adopt(version, {}, by, why),
+    promotion.roll_back, labelling.follow,
+)  # fmt: skip
+PAGES = (
+    "/", "/versions", "/versions/2", "/versions/2?on=test&sort=name", "/versions/2/images?every=1",
+    "/compare?version=2&other=1", "/library", "/library/class?name=ring", "/library/quarantine",
+    "/library/quarantine?batch=2", "/pools?filter=free", "/pools?filter=scarce",
+    "/pools?filter=look-alike&class=ring", "/pools?filter=junk", "/pools?filter=staged",
+    "/pools?filter=unknown", "/reviews", "/reviews/next?queue=confidence", "/runs", "/runs/2",
+    "/you",
+)  # fmt: skip
+BROWSER_SAYS = {"Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture(scope="module")
+def world(services: Addresses, template: str, prefect_server: str) -> Iterator[World]:
+    """Two nights, a pool, answers that were served, reviews; entered."""
+    made = showing.make(services, template)
+    try:
+        with worlds.inside(made):
+            yield made
+    finally:
+        worlds.drop(made)
+
+
+@pytest.fixture(scope="module")
+def service(world: World) -> Iterator[Service]:
+    """The service on its loopback, where people may decide."""
+    with serving(Rules(), None, DECISIONS) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def window(service: Service) -> Iterator[Browser]:
+    """A browser for all tests, since it takes seconds to start."""
+    with browsing(f"http://127.0.0.1:{service.port}") as found:
+        yield found
+
+
+@pytest.fixture
+def browser(window: Browser) -> Browser:
+    """The browser of somebody who is called Ann."""
+    window.use()
+    window.open("/you")
+    window.driver.delete_all_cookies()
+    window.driver.add_cookie({"name": "regraft_person", "value": "Ann"})
+    window.complaints()
+    return window
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_for_everybody(browser: Browser, path: str) -> None:
+    """In light and dark axe finds no serious fault, nothing fails, and a telephone is wide enough.
+
+    The policy that pages are sent with would be complained of if they broke it.
+    """
+    for scheme in ("light", "dark"):
+        browser.use(scheme)
+        browser.open(path)
+        assert browser.faults() == []
+        assert len(browser.all("h1")) == 1
+    browser.use(width=390)
+    browser.open(path)
+    wide, room = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= room
+    browser.run("for (const one of document.images) one.loading = 'eager'")
+    assert browser.run(
+        """
+        return Promise.all([...document.images].map((one) => one.decode().then(() => "", () =>
+            one.src))).then((all) => all.filter(Boolean))
+        """
+    ) == []
+    assert browser.complaints() == []
+
+
+def test_axe_finds_what_is_planted(browser: Browser) -> None:
+    """The check above could fail."""
+    browser.open("/runs")
+    browser.run("document.querySelector('main').innerHTML += '<input><p id=p>words</p>'")
+    browser.run("document.getElementById('p').setAttribute('aria-labelledby', 'nothing')")
+    assert any("label" in one for one in browser.faults())
+
+
+def test_pictures_of_a_pool_are_chosen_by_keyboard_and_labelled(
+    world: World, browser: Browser
+) -> None:
+    """Filter, go by arrows, choose by space and shift, name them; S3 follows, and all is undone."""
+    from selenium.webdriver import Keys
+
+    browser.open("/pools?filter=free")
+    field = browser.one("input[name=most]")
+    field.clear()
+    browser.press("6", Keys.ENTER) if field.is_enabled() and not field.click() else None
+    boxes = browser.all(".grid input[type=checkbox]")
+    assert len(boxes) == 6
+    assert not browser.one("button[value=label]").is_enabled()  # nothing is chosen yet
+    browser.run("arguments[0].focus()", boxes[0])
+    browser.press(Keys.SPACE)
+    browser.press_with_shift(Keys.ARROW_RIGHT)
+    assert browser.one("[data-count]").text == "2 of 6 selected"
+    chosen = {one.get_attribute("value").split()[0] for one in boxes if one.is_selected()}
+    browser.press("l")
+    browser.press("ring")
+    browser.one("button[value=label]").click()
+    assert browser.until_said() == "2 pictures labelled."
+    acts = world.ask("SELECT sha256, class_name, done_by FROM pool_acts WHERE act = 'label'")
+    assert {(one, "ring", "Ann") for one in chosen} == set(acts)
+    assert all(any(one in listed.key for listed in world.storage.list("labelled/ring/"))
+               for one in chosen)  # fmt: skip
+    browser.run("arguments[0].click()", browser.all(".grid input[type=checkbox]")[5])
+    browser.one("button[value=remove]").click()
+    assert browser.until_said() == "1 picture moved to the trash."
+    browser.one("button[value=restore]").click()
+    assert browser.until_said() == "1 picture brought back."
+    assert world.ask("SELECT count(*) FROM pool_objects WHERE gone_at IS NOT NULL") == [(0,)]
+
+
+def test_answers_are_reviewed_one_at_a_time_by_keyboard(world: World, browser: Browser) -> None:
+    """Keys say what is right, wrong and untold; a blind one hides what was answered."""
+    from selenium.webdriver import Keys
+
+    browser.open("/reviews/next?queue=confidence")
+    browser.press("r")
+    assert browser.until_said().startswith("Kept: right, ")
+    browser.press("2")  # the second answer, whose name is markup
+    assert browser.until_said() == f"Kept: wrong, {ODD}."
+    before = world.ask("SELECT count(*) FROM reviews WHERE reviewed_by = 'Ann'")[0][0]
+    browser.open("/reviews/next?queue=random")
+    seen = set()
+    for _ in range(showing.ANSWERS // 2):
+        blind = "without the answer" in browser.text()
+        seen.add(blind)
+        assert bool(browser.all(".answers button")) is not blind
+        if blind:
+            browser.one("input[name=label]").send_keys("circle", Keys.ENTER)
+        else:
+            browser.press("c")
+        assert browser.until_said().startswith("Kept: ")
+    assert "Nothing waits here for Ann" in browser.text()
+    said = world.ask("SELECT blind FROM reviews WHERE reviewed_by = 'Ann' AND stream = 'random'")
+    assert len(said) == showing.ANSWERS // 2
+    assert {blind for (blind,) in said} == seen
+    assert world.ask("SELECT count(*) FROM reviews WHERE reviewed_by = 'Ann'")[0][0] > before
+    browser.open("/reviews")
+    assert "drawn transactions" in browser.text()
+
+
+def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: Browser) -> None:
+    """One click from the version; an act, and the same undone in the library."""
+    browser.open("/versions/2")
+    browser.one("a.main").click()
+    assert browser.run("return location.pathname") == "/versions/2/images"
+    browser.open("/versions/2/images?every=1&subject=test")
+    browser.all(".grid input[type=checkbox]")[0].click()
+    browser.one("input[name=why]").send_keys("hard to see")
+    browser.one("button[value=keep]").click()
+    assert browser.until_said() == "1 image kept as hard cases."
+    browser.open("/versions/2/images?every=1&subject=test&again=1")
+    box = browser.all(".grid input[type=checkbox]")[0]
+    digest = box.get_attribute("value")
+    box.click()
+    browser.one("input[name=why]").send_keys("a blur")
+    browser.one("button[value=remove]").click()
+    assert browser.until_said() == "1 image removed."
+    query = "SELECT withdrawn_why FROM images WHERE sha256 = :digest"
+    assert world.ask(query, digest=digest) == [("removed",)]
+    browser.open("/library")
+    browser.one("form[action='/library/undo'] button").click()
+    assert "is undone" in browser.until_said()
+    assert world.ask(query, digest=digest) == [(None,)]
+
+
+def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None:
+    """Two of the list, side by side; a head of a table sorts it, and says so."""
+    browser.open("/versions")
+    browser.one("input[name=version][value='2']").click()
+    browser.one("input[name=other][value='1']").click()
+    browser.one("form[action='/compare'] button").click()
+    assert "On the same images" in browser.text()
+    browser.open("/versions/2")
+    browser.one("#classes ~ .columns th:first-child a").click()
+    names = [one.text for one in browser.all("#classes ~ .columns tbody td.name")]
+    assert len(names) > 2
+    assert names == sorted(names)
+    assert browser.one("#classes ~ .columns th:first-child").get_attribute("aria-sort")
+
+
+def test_a_person_rolls_back_and_approves(world: World, browser: Browser) -> None:
+    """The network is loaded and judged again behind the form; without a reason nothing happens."""
+    browser.open("/versions/1")
+    browser.one("details summary").click()
+    browser.one("input[name=why]").send_keys("version 2 is wrong about rings")
+    browser.one("button[value=roll_back]").click()
+    assert browser.until_said().startswith("version 1 serves again")
+    assert "serves" in browser.one("h1").text
+    showing.refuse_second(world)
+    world.act(worlds.FREE, "DELETE FROM deployments WHERE kind = 'rollback'")
+    browser.open("/versions/2")
+    browser.one("input[name=why]").send_keys("looked at by hand")
+    browser.one("button[value=approve]").click()
+    assert "serves" in browser.until_said()
+    kind, by, why = world.ask(
+        "SELECT kind, deployed_by, why FROM deployments ORDER BY id DESC LIMIT 1"
+    )[0]
+    assert (kind, by, why) == ("approval", "Ann", "looked at by hand")
+    browser.open("/")
+    assert "Version 2 serves" in browser.text()
+
+
+def test_pages_read_without_a_script(browser: Browser) -> None:
+    """Everything there is to read is in what the server sends, and forms need no script."""
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        for path, words in (("/", "Accuracy, version by version"), ("/versions/2", "The gate"),
+                            ("/pools?filter=free", POOL), ("/library", "ring")):  # fmt: skip
+            browser.open(path)
+            assert words in browser.text()
+        browser.open("/pools?filter=free")
+        browser.all(".grid label.tile")[0].click()
+        browser.one("button[value=dismiss]").click()
+        assert browser.until_said() == "1 picture dismissed."
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+# --- without one --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_names_are_never_markup(service: Service, path: str) -> None:
+    """A class that is called like a tag stands there as it is called."""
+    page = service.client.get(path)
+    assert page.status_code == 200, page.text
+    assert "<b onclick" not in page.text
+    assert "<i>look" not in page.text
+    if path == "/library":
+        assert "&lt;b onclick" in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/versions/99", 404, "version 99"),
+        ("/versions/x", 422, "version_id"),
+        ("/versions/2?on=<script>", 200, "Classes"),
+        ("/versions/2/images?class=%00", 422, "control"),
+        ("/library/class?name=%00", 422, "control"),
+        ("/library/quarantine?batch=99", 404, "no batch 99"),
+        ("/library/quarantine?expectation=' OR 1=1 --", 200, "Nothing here"),
+        ("/pools?filter=free&class=nothing", 404, "knows no class"),
+        ("/pools?filter=free&below=much", 422, "no confidence"),
+        ("/pools?filter=free&pool=../etc", 404, "was never identified"),
+        ("/pools?filter=all", 422, "filter"),
+        ("/runs/99", 404, "no run 99"),
+        ("/compare?version=99&other=1", 200, "have not answered the same images"),
+        ("/static/../app.py", 404, ""),
+        ("/static/nothing.js", 404, "no file"),
+        ("/pictures/" + "0" * 64, 404, "no object holds"),
+        ("/pictures/etc", 422, "sha256"),
+    ],
+)
+def test_a_bad_address_is_answered_in_one_sentence(
+    service: Service, path: str, status: int, says: str
+) -> None:
+    """Nothing is a fault of ours, and the sentence stands on a page of ours."""
+    answer = service.client.get(path)
+    assert answer.status_code == status
+    assert says in answer.text
+    assert "<script>" not in answer.text.replace('<script src="', "")
+
+
+def test_pictures_are_asked_for_once(world: World, service: Service) -> None:
+    """A thumbnail and the original, each by its digest, which a browser need not fetch again."""
+    digest = world.ask("SELECT sha256 FROM images LIMIT 1")[0][0]
+    small = service.client.get(f"/pictures/{digest}?side=160")
+    assert small.headers["content-type"] == "image/jpeg"
+    assert small.headers["etag"] == f'"{digest}-160"'
+    whole = service.client.get(f"/pictures/{digest}/original")
+    assert hashlib.sha256(whole.content).hexdigest() == digest
+    assert (whole.headers["etag"], whole.headers["content-type"]) == (f'"{digest}"', "image/png")
+    assert "sandbox" in whole.headers["content-security-policy"]
+    again = service.client.get(
+        f"/pictures/{digest}", headers={"If-None-Match": small.headers["etag"]}
+    )
+    assert (again.status_code, again.content) == (304, b"")
+    transaction = world.ask("SELECT id FROM transactions LIMIT 1")[0][0]
+    moved = service.client.get(f"/pictures/{digest}?transaction={transaction}")
+    assert moved.status_code == 404  # another picture's transaction
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"},
+        {},
+    ],
+)
+def test_forms_of_other_sites_do_nothing(
+    world: World, service: Service, headers: dict[str, str]
+) -> None:
+    """Whatever a browser sends from elsewhere, or cannot say from where, changes nothing."""
+    before = world.ask("SELECT count(*) FROM rejections")
+    answer = service.client.post(
+        "/versions/1/decide", data={"act": "reject", "by": "Eve", "why": "for fun"},
+        headers=headers,
+    )  # fmt: skip
+    assert answer.status_code in (401, 403)
+    assert world.ask("SELECT count(*) FROM rejections") == before
+
+
+def test_a_form_wants_a_name(service: Service) -> None:
+    """Nobody in particular can do nothing; a name that was given once is remembered."""
+    with httpx.Client(base_url=service.client.base_url, headers=BROWSER_SAYS) as client:
+        said = {"images": "0" * 64, "act": "keep", "why": "hard", "to": "/"}
+        assert "say who you are" in client.post("/library/act", data=said).text
+        assert "named by" not in client.get("/").text
+        named = client.post("/you", data={"by": "Zoë 'x'"})
+        assert (named.status_code, named.headers["location"]) == (303, "/you")
+        assert "Zoë &#39;x&#39;" in client.get("/").text
+        assert "no image of the library" in client.post("/library/act", data=said).text
+        elsewhere = client.post("/you", data={"by": "model:7"})
+        assert (elsewhere.status_code, "person" in elsewhere.text) == (422, True)
+
+
+def test_elsewhere_a_key_opens_the_pages(world: World) -> None:
+    """No page without one; who may review decides nothing; its name signs what is done."""
+    with world.transaction() as session:
+        reviewer = keys.make(session, "Rita", ["review"], "a test")
+    with serving(Rules(loopback=False), None, DECISIONS) as found:
+        base = f"http://127.0.0.1:{found.port}"
+        with httpx.Client(base_url=base, headers=BROWSER_SAYS) as client:
+            closed = client.get("/")
+            assert (closed.status_code, "Sign in" in closed.text) == (401, True)
+            assert client.post("/sign-in", data={"key": "regraft_no"}).status_code == 401
+            opened = client.post("/sign-in", data={"key": reviewer, "to": "//evil.example"})
+            assert (opened.status_code, opened.headers["location"]) == (303, "/")
+            assert "HttpOnly" in opened.headers["set-cookie"]
+            assert "Rita" in client.get("/").text
+            refused = client.post(
+                "/versions/1/decide", data={"act": "reject", "why": "no", "by": "Ann"}
+            )
+            assert refused.status_code == 403
+            digest = world.ask("SELECT sha256 FROM images WHERE withdrawn_at IS NULL LIMIT 1")[0][0]
+            client.post("/library/act", data={"images": digest, "act": "keep", "why": "hard",
+                                              "to": "/", "by": "Ann"})  # fmt: skip
+            assert world.ask("SELECT done_by FROM image_acts ORDER BY id DESC LIMIT 1") == [
+                ("Rita",)
+            ]
+            client.post("/sign-out")
+            assert client.get("/").status_code == 401
+
+
+def test_no_page_carries_a_style_or_a_script_of_its_own(service: Service) -> None:
+    """The policy forbids them, so that markup in a name could do nothing even if it got in."""
+    for path in PAGES:
+        page = service.client.get(path)
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        assert not re.search(r"<style|<script(?! src)| style=| on[a-z]+=(?!.*&#34;)", page.text)
