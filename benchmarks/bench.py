@@ -37,6 +37,7 @@ PARTS = {
     "copy": "benchmarks.copying",
     "find": "benchmarks.finding",
     "history": "benchmarks.history",
+    "pages": "benchmarks.pages",
     "start": "benchmarks.starting",
     "serve": "benchmarks.serving",
     "soak": "benchmarks.soak",
