@@ -15,7 +15,7 @@ from web.bounds import Bounds
 from web.decisions import Decisions
 from web.errors import answer_errors
 from web.metrics import Counted, Metrics
-from web.pages import library, overview, person, pictures, pools, runs, versions
+from web.pages import frame, library, overview, person, pictures, pools, runs, versions
 from web.pages import reviews as review_pages
 from web.predictor import Predictor
 from web.rules import Rules
@@ -45,6 +45,7 @@ def create_app(
         predictor = Predictor(rules, access, metrics, log)
         app.state.predictor = predictor
         await asyncio.to_thread(predictor.start)
+        await asyncio.to_thread(frame.prepare)
         try:
             yield
         finally:

@@ -97,6 +97,13 @@ def _templates() -> jinja2.Environment:
     return made
 
 
+def prepare() -> None:
+    """Read and compile every template, so that nobody's first page waits for it."""
+    for name in _templates().list_templates():
+        _templates().get_template(name)
+    static()
+
+
 def shown(
     request: Request, template: str, facts: Mapping[str, Any], status: int = 200
 ) -> HTMLResponse:
