@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 from vision.scores import Bin
 
 WIDTH, HEIGHT = 640, 220
+# Where an axis of shares begins: a quarter of the rest is a round number.
+FLOORS = (0.96, 0.92, 0.8, 0.6, 0.2, 0.0)
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 28  # room around the axes
 
 
@@ -50,8 +52,7 @@ def shares(title: str, series: Sequence[Series], ends: tuple[str, str] = ("", ""
     """Shares over something, with their intervals; ends: what stands at both ends of the axis."""
     points = [point for one in series for point in one.points]
     lowest = min((p.y if p.low is None else p.low for p in points), default=0.0)
-    floor = max(0.0, int(lowest * 10) / 10 - (0.1 if lowest * 10 % 1 < 0.2 else 0))
-    floor = min(floor, 0.9)
+    floor = next(one for one in FLOORS if one <= lowest or one == 0.0)
     parts = _grid([floor + (1 - floor) * step / 4 for step in range(5)], floor, 1.0)
     for number, one in enumerate(series):
         places = [(_x(p.x), _y(p.y, floor, 1.0)) for p in one.points]

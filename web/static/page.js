@@ -24,7 +24,7 @@ document.addEventListener("keydown", (event) => {
 // A grid of pictures: arrows go from one to the next, space selects (as everywhere), shift with a
 // click or an arrow selects all between, a selects all, n none.
 for (const form of document.querySelectorAll("form[data-grid]")) {
-  const boxes = [...form.querySelectorAll(".grid input[type=checkbox]")];
+  const boxes = [...form.querySelectorAll(".grid input[type=checkbox]:not(:disabled)")];
   const told = form.querySelector("[data-count]");
   let last = null;
 
