@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -50,6 +52,11 @@ def took(run: RunRow) -> str:
 
 
 def prefect_address() -> str | None:
-    """Where people find Prefect; None where it does not run."""
+    """Where people find Prefect; None where it does not run. Looked for once a minute."""
+    return _found(int(time.monotonic() / 60))
+
+
+@functools.lru_cache(maxsize=1)
+def _found(_: int) -> str | None:
     api = embedded.addresses(settings.load()).prefect_api_url
     return api.removesuffix("/").removesuffix("/api") if api else None
