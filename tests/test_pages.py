@@ -273,6 +273,7 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/versions/2?on=<script>", 200, "Classes"),
         ("/versions/2/images?class=%00", 422, "holds a NUL character"),
         ("/library/class?name=%00", 422, "holds a NUL character"),
+        ("/library/class?name=nothing", 422, "there is no class"),
         ("/library/quarantine?batch=99", 404, "no batch 99"),
         ("/library/quarantine?expectation=' OR 1=1 --", 200, "Nothing here"),
         ("/pools?filter=free&class=nothing", 404, "knows no class"),

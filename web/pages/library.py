@@ -85,12 +85,15 @@ def one_class(
     """The images of a class, some at a time."""
     if problem := classes.unwritable(name + after):
         raise classes.BadClass(f"class {name[:60]!r} {problem}")
-    today = classes.today(session).get(name, name)
+    known = classes.names(session)
+    if name not in known:
+        raise classes.UnknownClass(f"there is no class {name[:60]!r}: the library lists all", [name])
+    today = known[name]
     rows = library.images_of(session, today, after, PAGE)
     facts = {
         "name": today, "asked": name, "rows": rows,
         "next": rows[-1].sha256 if len(rows) == PAGE else None,
-        "names": sorted(classes.names(session).values()),
+        "names": sorted(set(known.values())),
     }  # fmt: skip
     return shown(request, "class.html", facts)
 
