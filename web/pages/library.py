@@ -87,7 +87,8 @@ def one_class(
         raise classes.BadClass(f"class {name[:60]!r} {problem}")
     known = classes.names(session)
     if name not in known:
-        raise classes.UnknownClass(f"there is no class {name[:60]!r}: the library lists all", [name])
+        told = f"there is no class {name[:60]!r}: the library lists all"
+        raise classes.UnknownClass(told, [name])
     today = known[name]
     rows = library.images_of(session, today, after, PAGE)
     facts = {
