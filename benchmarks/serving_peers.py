@@ -9,6 +9,7 @@ a picture, bounds a body, logs, or follows anything.
 """
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,31 +62,30 @@ class Network:
 def bare(port: int, checkpoint: Path) -> None:
     """As a first tutorial has it: one picture at a time, in a thread of the server's pool."""
     import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.concurrency import run_in_threadpool
+    from fastapi import FastAPI, UploadFile
 
     found, app = Network(checkpoint), FastAPI()
 
-    def answer(body: bytes) -> list[dict[str, Any]]:
-        return found.answers(found.pixels(body)[None])[0]
-
     @app.post("/predict")
-    async def predict(request: Request) -> list[dict[str, Any]]:
-        return await run_in_threadpool(answer, await request.body())
+    def predict(image: UploadFile) -> list[dict[str, Any]]:
+        return found.answers(found.pixels(image.file.read())[None])[0]
 
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
 def litserve(port: int, checkpoint: Path) -> None:
-    """By its own batching, in its own worker."""
+    """By its own batching, in a worker for each core."""
     import litserve as ls
+
+    cores = len(os.sched_getaffinity(0))
 
     class Api(ls.LitAPI):  # type: ignore[misc]
         def setup(self, device: str) -> None:
+            torch.set_num_threads(1)
             self.found = Network(checkpoint)
 
-        async def decode_request(self, request: Any) -> torch.Tensor:
-            return self.found.pixels(await request.body())
+        def decode_request(self, request: Any) -> torch.Tensor:
+            return self.found.pixels(request["image"].file.read())
 
         def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
             return torch.stack(inputs)
@@ -100,8 +100,8 @@ def litserve(port: int, checkpoint: Path) -> None:
             return {"top": output}
 
     api = Api(max_batch_size=BATCH, batch_timeout=LINGER_SECONDS)
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        port=port, log_level="warning", generate_client_file=False
+    ls.LitServer(api, accelerator="cpu", workers_per_device=cores).run(
+        host="127.0.0.1", port=port, log_level="warning", generate_client_file=False
     )
 
 
