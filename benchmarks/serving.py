@@ -170,7 +170,7 @@ def rounds(
     found: dict[tuple[str, int], list[Load]] = {}
     limits = []
     names = list(known)
-    for turn in range(ROUNDS):
+    for turn in range(ROUNDS if seconds == SECONDS else 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             command, path = known[name]
