@@ -56,8 +56,8 @@ class OtherRequest(ValueError):
 class Counts:
     """What became of the rows that this process was given, and what lies in its folder.
 
-    waiting: in memory. spooled: on disk, those of other processes included, when it was last looked
-    at. repeated: those of requests that were answered before, and those that had come in already.
+    waiting: in memory. spooled: on disk, those of other processes included. repeated: those of
+    requests that were answered before, and those that had come in already.
     """
 
     written: int = 0
@@ -152,8 +152,8 @@ class TransactionLog:
     @property
     def counts(self) -> Counts:
         """How the log stands."""
+        spooled = self._rows.spool.rows + self._pictured.spool.rows
         with self._changed:
-            spooled = self._rows.spool.rows + self._pictured.spool.rows
             return replace(self._counts, waiting=len(self._queue), spooled=spooled)
 
     def close(self, patience_seconds: float = 10.0) -> None:
@@ -268,7 +268,7 @@ class TransactionLog:
             try:
                 line = transactions.line(row)
                 line.encode()
-            except ValueError as error:
+            except Exception as error:  # whatever is wrong with it, the others go on
                 with self._changed:
                     self._lose(1, f"a row cannot be kept: {error}")
                 continue
