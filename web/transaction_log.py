@@ -104,8 +104,8 @@ class TransactionLog:
         self._away_until = 0.0
         self._closing = False
         # Pictures may take half of it: rows are small, and worth more.
-        self._rows = _Sender(Spool(folder / "rows", most_bytes // 2), self._send)
-        self._pictured = _Sender(Spool(folder / "pictured", most_bytes // 2), self._send)
+        spools = [Spool(folder / name, most_bytes // 2) for name in ("rows", "pictured")]
+        self._rows, self._pictured = (_Sender(spool, self._send) for spool in spools)
         self._spooler = threading.Thread(target=self._keep_spooling, name="log", daemon=True)
         self._spooler.start()
 
