@@ -67,7 +67,7 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("DOUBTFUL_BELOW", "-0.1"),
         ("IMAGE_DAYS", "0"),
         ("TRANSACTION_MONTHS", "1.5"),
-        ("SPOOL_GIGABYTES", "0"),
+        ("SPOOL_GIGABYTES", "0.01"),
         ("DEVICE", "gpu"),
         ("STATE_DIR", "/"),
         ("STATE_DIR", __file__),

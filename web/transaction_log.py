@@ -244,7 +244,11 @@ class TransactionLog:
                 )
                 closing = self._closing
                 rows, self._queue, self._image_bytes = self._queue, [], 0
-            left, trouble = self._spool(rows)
+            left, trouble = rows, None
+            while left and not trouble:  # a file of all that waited might never find room
+                tried, rest = left[:BATCH], left[BATCH:]
+                refused, trouble = self._spool(tried)
+                left = [*refused, *rest]
             if trouble and trouble != self._trouble:
                 log.warning("the log waits in memory: %s", trouble)
             with self._changed:
