@@ -36,6 +36,7 @@ PARTS = {
     "snapshot": "benchmarks.snapshot",
     "copy": "benchmarks.copying",
     "find": "benchmarks.finding",
+    "log": "benchmarks.transactions",
     "start": "benchmarks.starting",
     "serve": "benchmarks.serving",
     "soak": "benchmarks.soak",
