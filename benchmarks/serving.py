@@ -33,6 +33,7 @@ import torch
 from benchmarks import bench
 from benchmarks.copying import an_evaluation
 from benchmarks.figures import Figure, Goal, Part, Row
+from benchmarks.identification import family
 from benchmarks.photographs import photographs
 from benchmarks.services import services
 from vision.images import see
@@ -58,11 +59,15 @@ Command = Callable[[int], list[str]]
 
 @dataclass(frozen=True)
 class Load:
-    """What one load found: answers a second, and milliseconds of the median and the slowest 1%."""
+    """What one load found: answers a second, and milliseconds of the median and the slowest 1%.
+
+    busy: milliseconds of processor time that the server and what it started took for an answer.
+    """
 
     rate: float
     median: float
     slow: float
+    busy: float
     failed: int
 
 
@@ -174,10 +179,10 @@ def rounds(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             command, path = known[name]
-            with running(command) as (port, _):
-                load(port, path, folder, max(CLIENTS), WARM_UP_SECONDS)
+            with running(command) as (port, process):
+                load(port, process, path, folder, max(CLIENTS), WARM_UP_SECONDS)
                 for clients in CLIENTS:
-                    one = load(port, path, folder, clients, seconds)
+                    one = load(port, process, path, folder, clients, seconds)
                     found.setdefault((name, clients), []).append(one)
                     print(f"  {name}, {clients} clients: {one}", flush=True)
         limits.append(without_http(served, bodies, seconds))
@@ -224,8 +229,11 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args} does not listen after {START_SECONDS} s")
 
 
-def load(port: int, path: str, folder: Path, clients: int, seconds: int) -> Load:
+def load(
+    port: int, process: int, path: str, folder: Path, clients: int, seconds: int
+) -> Load:
     """Have Locust ask for so long."""
+    before = processor_seconds(process)
     done = subprocess.run(
         [
             sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("clients.py")),
@@ -239,12 +247,26 @@ def load(port: int, path: str, folder: Path, clients: int, seconds: int) -> Load
     [told] = json.loads(done.stdout[done.stdout.index("[") :])
     counts = {float(at): count for at, count in told["response_times"].items()}
     spent = told["last_request_timestamp"] - told["start_time"]
+    answered = told["num_requests"] - told["num_failures"]
     return Load(
-        (told["num_requests"] - told["num_failures"]) / spent,
+        answered / spent,
         _quantile(counts, 0.5),
         _quantile(counts, 0.99),
+        1000 * (processor_seconds(process) - before) / max(1, answered),
         told["num_failures"],
     )
+
+
+def processor_seconds(process: int) -> float:
+    """What a process and those that it started have computed so far."""
+    ticks = 0
+    for one in family(process):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue  # it has just ended
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _quantile(counts: Mapping[float, int], share: float) -> float:
@@ -310,6 +332,10 @@ def _rows(found: Mapping[tuple[str, int], list[Load]], limits: list[float]) -> I
         )  # fmt: skip
         yield row(f"Median, {who}", "ms", lambda one: one.median)
         yield row(f"The slowest 1%, {who}", "ms", lambda one: one.slow)
+        yield row(
+            f"Processor time of an answer, {who}", "ms", lambda one: one.busy,
+            (Goal(SILENT, 1.05, "logging costs at most 5%"),),
+        )  # fmt: skip
 
 
 def _failures(loads: list[Load]) -> str:
