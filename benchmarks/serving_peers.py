@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import litserve as ls
 import numpy as np
 import torch
 from PIL import Image
@@ -73,34 +74,42 @@ def bare(port: int, checkpoint: Path) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
+class Api(ls.LitAPI):  # type: ignore[misc]
+    """LitServe's own batching over the same network; each worker computes on one core."""
+
+    checkpoint: Path
+
+    def setup(self, device: str) -> None:
+        """Load the network in a worker."""
+        torch.set_num_threads(1)
+        self.found = Network(self.checkpoint)
+
+    def decode_request(self, request: Any) -> torch.Tensor:
+        """The picture of a form."""
+        return self.found.pixels(request["image"].file.read())
+
+    def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Pictures that came together."""
+        return torch.stack(inputs)
+
+    def predict(self, batch: torch.Tensor) -> list[list[dict[str, Any]]]:
+        """Their answers."""
+        return self.found.answers(batch)
+
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        """Each one's own."""
+        return output
+
+    def encode_response(self, output: list[dict[str, Any]]) -> dict[str, Any]:
+        """As JSON."""
+        return {"top": output}
+
+
 def litserve(port: int, checkpoint: Path) -> None:
     """By its own batching, in a worker for each core."""
-    import litserve as ls
-
-    cores = len(os.sched_getaffinity(0))
-
-    class Api(ls.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            torch.set_num_threads(1)
-            self.found = Network(checkpoint)
-
-        def decode_request(self, request: Any) -> torch.Tensor:
-            return self.found.pixels(request["image"].file.read())
-
-        def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-            return torch.stack(inputs)
-
-        def predict(self, batch: torch.Tensor) -> list[list[dict[str, Any]]]:
-            return self.found.answers(batch)
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: list[dict[str, Any]]) -> dict[str, Any]:
-            return {"top": output}
-
     api = Api(max_batch_size=BATCH, batch_timeout=LINGER_SECONDS)
-    ls.LitServer(api, accelerator="cpu", workers_per_device=cores).run(
+    api.checkpoint = checkpoint
+    ls.LitServer(api, accelerator="cpu", workers_per_device=len(os.sched_getaffinity(0))).run(
         host="127.0.0.1", port=port, log_level="warning", generate_client_file=False
     )
 
