@@ -28,12 +28,12 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait leave the core to others
 
+import psutil
 import torch
 
 from benchmarks import bench
 from benchmarks.copying import an_evaluation
 from benchmarks.figures import Figure, Goal, Part, Row
-from benchmarks.identification import family
 from benchmarks.photographs import photographs
 from benchmarks.services import services
 from vision.images import see
@@ -259,14 +259,9 @@ def load(
 
 def processor_seconds(process: int) -> float:
     """What a process and those that it started have computed so far."""
-    ticks = 0
-    for one in family(process):
-        try:
-            fields = Path(f"/proc/{one}/stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            continue  # it has just ended
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    first = psutil.Process(process)
+    spent = [one.cpu_times() for one in (first, *first.children(recursive=True))]
+    return sum(one.user + one.system for one in spent)
 
 
 def _quantile(counts: Mapping[float, int], share: float) -> float:
