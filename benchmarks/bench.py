@@ -38,6 +38,7 @@ PARTS = {
     "find": "benchmarks.finding",
     "history": "benchmarks.history",
     "pages": "benchmarks.pages",
+    "log": "benchmarks.transactions",
     "start": "benchmarks.starting",
     "serve": "benchmarks.serving",
     "soak": "benchmarks.soak",

@@ -28,6 +28,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # threads that wait leave the core to others
 
+import psutil
 import torch
 
 from benchmarks import bench
@@ -58,11 +59,15 @@ Command = Callable[[int], list[str]]
 
 @dataclass(frozen=True)
 class Load:
-    """What one load found: answers a second, and milliseconds of the median and the slowest 1%."""
+    """What one load found: answers a second, and milliseconds of the median and the slowest 1%.
+
+    busy: milliseconds of processor time that the server and what it started took for an answer.
+    """
 
     rate: float
     median: float
     slow: float
+    busy: float
     failed: int
 
 
@@ -170,14 +175,14 @@ def rounds(
     found: dict[tuple[str, int], list[Load]] = {}
     limits = []
     names = list(known)
-    for turn in range(ROUNDS):
+    for turn in range(ROUNDS if seconds == SECONDS else 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             command, path = known[name]
-            with running(command) as (port, _):
-                load(port, path, folder, max(CLIENTS), WARM_UP_SECONDS)
+            with running(command) as (port, process):
+                load(port, process, path, folder, max(CLIENTS), WARM_UP_SECONDS)
                 for clients in CLIENTS:
-                    one = load(port, path, folder, clients, seconds)
+                    one = load(port, process, path, folder, clients, seconds)
                     found.setdefault((name, clients), []).append(one)
                     print(f"  {name}, {clients} clients: {one}", flush=True)
         limits.append(without_http(served, bodies, seconds))
@@ -224,8 +229,11 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args} does not listen after {START_SECONDS} s")
 
 
-def load(port: int, path: str, folder: Path, clients: int, seconds: int) -> Load:
+def load(
+    port: int, process: int, path: str, folder: Path, clients: int, seconds: int
+) -> Load:
     """Have Locust ask for so long."""
+    before = processor_seconds(process)
     done = subprocess.run(
         [
             sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("clients.py")),
@@ -239,12 +247,21 @@ def load(port: int, path: str, folder: Path, clients: int, seconds: int) -> Load
     [told] = json.loads(done.stdout[done.stdout.index("[") :])
     counts = {float(at): count for at, count in told["response_times"].items()}
     spent = told["last_request_timestamp"] - told["start_time"]
+    answered = told["num_requests"] - told["num_failures"]
     return Load(
-        (told["num_requests"] - told["num_failures"]) / spent,
+        answered / spent,
         _quantile(counts, 0.5),
         _quantile(counts, 0.99),
+        1000 * (processor_seconds(process) - before) / max(1, answered),
         told["num_failures"],
     )
+
+
+def processor_seconds(process: int) -> float:
+    """What a process and those that it started have computed so far."""
+    first = psutil.Process(process)
+    spent = [one.cpu_times() for one in (first, *first.children(recursive=True))]
+    return sum(one.user + one.system for one in spent)
 
 
 def _quantile(counts: Mapping[float, int], share: float) -> float:
@@ -310,6 +327,10 @@ def _rows(found: Mapping[tuple[str, int], list[Load]], limits: list[float]) -> I
         )  # fmt: skip
         yield row(f"Median, {who}", "ms", lambda one: one.median)
         yield row(f"The slowest 1%, {who}", "ms", lambda one: one.slow)
+        yield row(
+            f"Processor time of an answer, {who}", "ms", lambda one: one.busy,
+            (Goal(SILENT, 1.05, "logging costs at most 5%"),),
+        )  # fmt: skip
 
 
 def _failures(loads: list[Load]) -> str:

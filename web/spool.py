@@ -97,7 +97,6 @@ class Spool:
 
     folder: Path
     most_bytes: int
-    rows: int = field(default=0, init=False)
     size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -146,7 +145,6 @@ class Spool:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-        self.rows += len(segment.lines)
         self.size += length
 
     def _sync_names(self) -> None:
@@ -158,7 +156,7 @@ class Spool:
 
     def waiting(self) -> list[Path]:
         """The segments that are there, whoever wrote them, the oldest first."""
-        found, rows, size = [], 0, 0
+        found, size = [], 0
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name.endswith(ENDING):
@@ -166,10 +164,17 @@ class Spool:
                         size += entry.stat().st_size
                     except FileNotFoundError:  # sent meanwhile
                         continue
-                    rows += _rows_of(entry.name)
                     found.append(Path(entry.path))
-        self.rows, self.size = rows, size
+        self.size = size
         return sorted(found)
+
+    @property
+    def rows(self) -> int:
+        """How many rows wait here; none where the folder is gone."""
+        try:
+            return sum(_rows_of(path.name) for path in self.waiting())
+        except OSError:
+            return 0
 
     @contextmanager
     def claim(self, most_rows: int, most_bytes: int) -> Iterator[list[Claimed]]:
