@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import answering
 import httpx
@@ -80,7 +81,7 @@ def test_the_service_starts_answers_and_stops_in_order(world: World) -> None:
     assert world.ask("SELECT count(*) FROM transactions") == [(3,)]
 
 
-def test_every_route_keeps_to_its_description(world: World) -> None:
+def test_every_route_keeps_to_its_description(world: World, tmp_path: Path) -> None:
     """Whatever is made up from the OpenAPI, nothing fails and every answer is as described."""
     with answering.serving() as service:
         done = subprocess.run(
@@ -89,7 +90,7 @@ def test_every_route_keeps_to_its_description(world: World) -> None:
                 f"{service.client.base_url}/openapi.json", "--checks", CHECKS,
                 "--max-examples", "40", "--seed", "1", "--no-color",
             ],
-            capture_output=True, text=True, check=False, timeout=500,
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert service.ask().status_code == 200
