@@ -129,6 +129,9 @@ def restore(
         ),
         {"digests": fresh},
     )
+    for one in found:
+        if one.withdrawn == REMOVED and one.said not in (None, one.label):
+            _give(session, [one.sha256], one.label, one.said or "", by)
     later = session.scalars(
         text(
             """
@@ -149,7 +152,7 @@ def _unrestorable(one: _Image, returning: Collection[int]) -> str | None:
         return None
     if one.withdrawn != REMOVED:
         return f"was not removed by a person, it is out of use as {one.withdrawn!r}"
-    if one.mined and not one.labelled:
+    if one.mined and one.said is None:
         return "was found by a version, and nobody's label of it stands: `regraft label` it again"
     if not returning:
         return "came with a batch that was reverted: `regraft intake show` tells why"
@@ -182,16 +185,21 @@ def relabel(
     )
     for new in missing:
         classes.make(session, new, by, why)
-    by_class: defaultdict[str, list[str]] = defaultdict(list)
+    by_class: defaultdict[str, list[_Image]] = defaultdict(list)
     for one in found:
         if one.label != name:
-            by_class[one.label].append(one.sha256)
-    fresh = [sha256 for digests in by_class.values() for sha256 in digests]
-    for old, digests in sorted(by_class.items()):
+            by_class[one.label].append(one)
+    fresh = [one for some in by_class.values() for one in some]
+    for old, some in sorted(by_class.items()):
+        digests = [one.sha256 for one in some]
         _give(session, digests, old, name, by)
         act = _write(session, "relabel", digests, by, why, version, old, name)
-        classes.say_again(session, digests, name, by.strip(), f"relabel/{act}")
-    labels.corrected(session, fresh, name, by.strip(), why)
+        # what came from a pool has a copy of its own, which moves to where its label says
+        uploaded = [one.sha256 for one in some if one.said is None]
+        classes.say_again(session, uploaded, name, by.strip(), f"relabel/{act}")
+    labels.corrected(
+        session, [one.sha256 for one in fresh if one.said is not None], name, by.strip(), why
+    )
     return _done(images, found, fresh, missing)
 
 
@@ -308,13 +316,13 @@ def hard_cases(session: Session, version_id: int | None = None) -> list[HardCase
 class _Image:
     """An image as it stands. withdrawn: why it is out of use, or None.
 
-    labelled: it came from a pool, by a label that stands.
+    said: its class by the label of a pool that stands, which let it in; None without one.
     """
 
     sha256: str
     label: str
     mined: bool
-    labelled: bool
+    said: str | None
     withdrawn: str | None
     kept: bool
 
@@ -389,14 +397,15 @@ def _standing(session: Session, digests: list[str]) -> list[_Image]:
     rows = session.execute(
         text(
             """
-            SELECT i.sha256, c.name, i.mined, coalesce('label' = (
-                       SELECT p.act FROM pool_acts p
-                       WHERE p.sha256 = i.sha256 AND p.act = ANY(:saying)
-                       ORDER BY p.id DESC LIMIT 1), false),
-                   i.withdrawn_why,
+            SELECT i.sha256, c.name, i.mined, n.today, i.withdrawn_why,
                    EXISTS (SELECT 1 FROM challenges h WHERE h.sha256 = i.sha256)
             FROM unnest(CAST(:digests AS text[])) WITH ORDINALITY asked (sha256, place)
-            JOIN images i USING (sha256) JOIN classes c ON c.id = i.class_id ORDER BY place
+            JOIN images i USING (sha256) JOIN classes c ON c.id = i.class_id
+            LEFT JOIN LATERAL (
+                SELECT p.class_name FROM pool_acts p  -- NULL where it is no label
+                WHERE p.sha256 = i.sha256 AND p.act = ANY(:saying)
+                ORDER BY p.id DESC LIMIT 1) p ON i.mined
+            LEFT JOIN class_names n ON n.name = p.class_name ORDER BY place
             """
         ),
         {"digests": digests, "saying": list(labels.SAYING)},
@@ -474,7 +483,7 @@ def _write(
 def _done(
     words: Sequence[str],
     found: Sequence[_Image],
-    fresh: Collection[str],
+    fresh: Collection[object],
     made: Sequence[str] = (),
 ) -> Done:
     return Done(len(fresh), len(found) - len(fresh), len(words) - len(found), tuple(made))

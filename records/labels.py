@@ -128,23 +128,28 @@ def label(
 def corrected(session: Session, digests: list[str], name: str, by: str, why: str) -> None:
     """Let the labels of pictures that came from pools say what the library calls them by now.
 
-    The copies stay where they are, so that no move is owed.
+    Their copies follow, from where they are.
     """
-    session.execute(
+    rows = session.execute(
         text(
             """
-            INSERT INTO pool_acts (sha256, act, class_name, key, to_key, version_id, predicted,
-                                   confidence, offered, done_by, why)
-            SELECT sha256, act, :name, key, to_key, version_id, predicted, confidence, offered,
-                   :by, :why
-            FROM (SELECT DISTINCT ON (sha256) * FROM pool_acts
-                  WHERE sha256 = ANY(:digests) AND act = ANY(:saying)
-                  ORDER BY sha256, id DESC) newest
+            SELECT * FROM (SELECT DISTINCT ON (sha256) * FROM pool_acts
+                           WHERE sha256 = ANY(:digests) AND act = ANY(:saying)
+                           ORDER BY sha256, id DESC) newest
             WHERE act = 'label' ORDER BY sha256
             """
         ),
-        {"digests": digests, "name": name, "by": by, "why": why, "saying": list(SAYING)},
+        {"digests": digests, "saying": list(SAYING)},
     )
+    acts = [
+        _Act(
+            _Offer(row.sha256, row.version_id, row.predicted, row.confidence, row.offered),
+            name,
+            to_key=f"{LABELLED}{name}/{PurePosixPath(row.to_key).name}",
+        )
+        for row in rows
+    ]
+    _write(session, "label", acts, by, why)
 
 
 def dismiss(

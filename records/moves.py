@@ -21,8 +21,8 @@ class Owed:
     """One act whose objects are still to follow.
 
     put: where the labelled copy belongs, if the picture has a label; take: copies of labels that
-    no longer stand. sources: keys that held the picture. key, to_key: from where a removed or
-    restored object goes where, unless another act has overtaken this one.
+    no longer stand. sources: keys that held the picture, or a copy of it. key, to_key: from where a
+    removed or restored object goes where, unless another act has overtaken this one.
     """
 
     act_id: int
@@ -54,7 +54,9 @@ def owed(session: Session, after: int, most: int) -> list[Owed]:
                    ARRAY(SELECT key FROM pool_objects o WHERE o.sha256 = a.sha256
                          ORDER BY gone_at NULLS FIRST, key)
                    || ARRAY(SELECT to_key FROM pool_acts r
-                            WHERE r.sha256 = a.sha256 AND r.act = 'remove') AS sources,
+                            WHERE r.sha256 = a.sha256 AND r.act = 'remove')
+                   || ARRAY(SELECT to_key FROM pool_acts l
+                            WHERE l.sha256 = a.sha256 AND l.act = 'label') AS sources,
                    overtaken.id IS NOT NULL AS overtaken
             FROM pool_moves m JOIN pool_acts a ON a.id = m.act_id
             LEFT JOIN LATERAL (

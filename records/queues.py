@@ -23,7 +23,7 @@ from records.snapshots import USABLE
 
 QUEUES = ("random", "confidence", "mistaken", "scarce")
 # Of the newest kept transactions so many are compared by the queues that no index orders.
-LOOKED_AT = 20_000
+LOOKED_AT = 5000
 # What an answer must give a class at least for the picture to be perhaps one of it.
 PERHAPS = 0.1
 # Of a right answer another class had at least so much, compared with what its own had: 1 is a tie.
@@ -91,6 +91,7 @@ def waiting(
         "since": transactions.images_since(session), "twice": part(TWICE),
         "looked": LOOKED_AT, "perhaps": PERHAPS,
     }  # fmt: skip
+    session.execute(text("SET LOCAL work_mem = '64MB'"))  # to hash what people have spoken of
     found = {
         "random": _random, "confidence": _least_sure, "mistaken": _mistaken, "scarce": _scarce,
     }[queue](session, values)  # fmt: skip
@@ -116,21 +117,22 @@ _CHOSEN = """
     AND (CAST(:class AS text) IS NULL OR t.predicted = :class)
 """
 
-# Acts are asked by sub-selects: Postgres takes a join that finds none for a rare one, and would
-# then read and sort all transactions instead of the first in an index.
+# What people have spoken of is hashed once: most of what stands first in an index was reviewed, and
+# would be looked up one by one.
 _RANDOM = f"""
+    WITH spoken AS MATERIALIZED (
+        SELECT transaction_id FROM reviews WHERE stream = 'random' GROUP BY transaction_id
+        HAVING bool_or(reviewed_by = :by) OR min(reviewed_by) <> max(reviewed_by)
+            OR substring(sha256(uuid_send(transaction_id)) FROM 13 FOR 4) >= CAST(:twice AS bytea))
     SELECT {_COLUMNS} FROM transactions t
-    WHERE t.draw IS NOT NULL AND {_CHOSEN} AND (
-        SELECT count(*) FILTER (WHERE r.reviewed_by = :by) = 0
-           AND count(DISTINCT r.reviewed_by) < CASE
-               WHEN substring(sha256(uuid_send(t.id)) FROM 13 FOR 4) < CAST(:twice AS bytea)
-               THEN 2 ELSE 1 END
-        FROM reviews r WHERE r.transaction_id = t.id AND r.stream = 'random')
+    WHERE t.draw IS NOT NULL AND {_CHOSEN}
+      AND t.id NOT IN (SELECT transaction_id FROM spoken)
     ORDER BY sha256(uuid_send(t.id)) LIMIT :most
 """  # noqa: S608  (constants of this module, here and below)
 
 _UNSAID = """
-    t.draw IS NULL AND (SELECT NOT EXISTS (SELECT 1 FROM reviews r WHERE r.transaction_id = t.id))
+    t.draw IS NULL AND t.id NOT IN (
+        SELECT transaction_id FROM reviews WHERE transaction_id IS NOT NULL AND stream <> 'random')
 """
 
 _LEAST_SURE = f"""
@@ -162,18 +164,21 @@ _MISTAKEN = f"""
 
 # Counted no further than it matters.
 _SCARCE = f"""
-    WITH {_RECENT}, scarce AS (
-        SELECT n.name, u.usable, n.today FROM class_names n JOIN classes c ON c.name = n.today
+    WITH {_RECENT}, perhaps AS MATERIALIZED (
+        SELECT t.id, p.name, p.confidence
+        FROM recent t, unnest(t.top_labels, t.top_confidences) p (name, confidence)
+        WHERE p.confidence >= :perhaps
+    ), scarce AS MATERIALIZED (
+        SELECT n.name, n.today, u.usable FROM class_names n JOIN classes c ON c.name = n.today
         CROSS JOIN LATERAL (
             SELECT count(*) AS usable FROM (
                 SELECT 1 FROM images i WHERE i.class_id = c.id AND {USABLE} LIMIT :fewer) few) u
-        WHERE u.usable < :fewer)
-    SELECT {_COLUMNS}, s.today, s.usable FROM recent t CROSS JOIN LATERAL (
-        SELECT s.today, s.usable, p.confidence
-        FROM unnest(t.top_labels, t.top_confidences) p (name, confidence)
-        JOIN scarce s ON s.name = p.name WHERE p.confidence >= :perhaps
-        ORDER BY s.usable, p.confidence DESC LIMIT 1) s
-    ORDER BY s.usable, s.confidence DESC, t.id LIMIT :most
+        WHERE n.name IN (SELECT name FROM perhaps) AND u.usable < :fewer
+    ), best AS (
+        SELECT DISTINCT ON (id) id, today, usable, confidence AS given
+        FROM perhaps JOIN scarce USING (name) ORDER BY id, usable, confidence DESC)
+    SELECT {_COLUMNS}, b.today, b.usable FROM best b JOIN recent t USING (id)
+    ORDER BY b.usable, b.given DESC, t.id LIMIT :most
 """  # noqa: S608
 
 
@@ -279,7 +284,12 @@ def evaluated(
             "benchmark": newest_benchmark(session, version_id),
         },
     )  # fmt: skip
-    return [Looked(*(tuple(one) if isinstance(one, list) else one for one in row)) for row in rows]
+    return [_looked(row) for row in rows]
+
+
+def _looked(row: Sequence[Any]) -> Looked:
+    values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in row]
+    return Looked(*values)
 
 
 _OTHER = "CASE WHEN a.correct THEN coalesce(a.top_confidences[2], 0) ELSE a.confidence END"
@@ -294,7 +304,7 @@ _EVALUATED = f"""
           AND (CAST(:subject AS text) IS NULL OR e.subject = :subject)
           -- of the benchmark the newest version that it has answered
           AND e.benchmark_version IS NOT DISTINCT FROM
-              CASE WHEN e.subject = 'benchmark' THEN :benchmark END
+              CASE WHEN e.subject = 'benchmark' THEN CAST(:benchmark AS int) END
           AND (:all OR NOT a.correct OR d.suggested IS NOT NULL
                OR {_OTHER} >= :doubtful * a.label_confidence)
     ), once AS (

@@ -182,7 +182,8 @@ def _of_version(session: Session, query: str, version_id: int, image: str) -> An
 
 
 def _answered(row: Sequence[Any]) -> Answered:
-    return Answered(*(tuple(one) if isinstance(one, list) else one for one in row))
+    values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in row]
+    return Answered(*values)
 
 
 # --- the verdict ----------------------------------------------------------------------------
@@ -433,10 +434,17 @@ def disagreements(session: Session, most: int = 50) -> list[Disagreement]:
         ),
         {"most": most},
     ).all()
-    return [
-        Disagreement(*first[1:7], tuple(Word(*row[7:]) for row in (first, *rest)))
-        for _, (first, *rest) in groupby(rows, key=lambda row: row.latest)
-    ]
+    found = []
+    for _, some in groupby(rows, key=lambda row: row.latest):
+        first, *rest = some
+        words = tuple(Word(*row[7:]) for row in (first, *rest))
+        found.append(_disagreement(first[1:7], words))
+    return found
+
+
+def _disagreement(answer: Sequence[Any], words: tuple[Word, ...]) -> Disagreement:
+    values: list[Any] = [*answer, words]
+    return Disagreement(*values)
 
 
 # --- what it proves -------------------------------------------------------------------------
