@@ -37,6 +37,7 @@ PARTS = {
     "copy": "benchmarks.copying",
     "find": "benchmarks.finding",
     "history": "benchmarks.history",
+    "log": "benchmarks.transactions",
     "start": "benchmarks.starting",
     "serve": "benchmarks.serving",
 }

@@ -24,7 +24,8 @@ NAMES = frozenset(
     for name in (
         "STATE_DIR", "DATABASE_URL", "S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY",
         "S3_REGION", "CACHE_DIR", "CACHE_GIGABYTES", "DEVICE", "THREADS", "PROCESSES", "WORKERS",
-        "COMMIT",
+        "COMMIT", "REVIEW_SHARE", "DOUBTFUL_SHARE", "DOUBTFUL_BELOW", "IMAGE_SHARE", "IMAGE_DAYS",
+        "TRANSACTION_MONTHS", "SPOOL_DIR", "SPOOL_GIGABYTES",
     )
 )  # fmt: skip
 _MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic" / "versions"

@@ -120,7 +120,6 @@ def _whole_number(value: object) -> object:
 Folder = Annotated[Path, AfterValidator(_folder)]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Gigabytes = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 def _in_state_dir(name: str) -> Callable[[dict[str, Any]], Path]:
@@ -154,7 +153,7 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = None
     s3_region: Annotated[str, Field(pattern=r"^[a-zA-Z0-9-]{1,64}$")] = "us-east-1"
     cache_dir: Folder = Field(default_factory=_in_state_dir("cache"))
-    cache_gigabytes: Gigabytes = 20.0
+    cache_gigabytes: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 20.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
     processes: Annotated[WholeNumber, Field(ge=1, le=1024)] | None = None
@@ -169,7 +168,7 @@ class Settings(BaseSettings):
     transaction_months: Annotated[WholeNumber, Field(ge=1, le=1200)] = 13
     # ... and where it waits while Postgres or S3 is away
     spool_dir: Folder = Field(default_factory=_in_state_dir("spool"))
-    spool_gigabytes: Gigabytes = 2.0
+    spool_gigabytes: Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)] = 2.0
     # of this program, where it is no checkout that could be asked; docker/Dockerfile sets it
     commit: Annotated[str, AfterValidator(_commit)] | None = None
 

@@ -1423,11 +1423,11 @@ class ApiKey(Base):
 class Transaction(Base):
     """One prediction served, for one picture; one partition for each month.
 
-    id: a UUID of version 7, made where it was answered; at: when that was. request_id: the client's
-    own name of the request, if it gave one; ordinal: which picture of the request this is. client:
-    the name of its key, or `local`. shown: whether the threshold lets it be shown; NULL without
-    one. image_key: where its bytes are kept. draw: the chance that it had to come into the random
-    stream of reviews, where it did; NULL elsewhere.
+    id: made where it was answered (`records.transactions.new_id`); at: when that was. request_id:
+    the client's own name of the request, if it gave one; ordinal: which picture of the request this
+    is. client: the name of its key, or `local`. shown: whether the threshold lets it be shown; NULL
+    without one. image_key: where its bytes are kept. draw: the chance that it had to come into the
+    random stream of reviews, where it did; NULL elsewhere.
     """
 
     __tablename__ = "transactions"

@@ -174,7 +174,8 @@ def append(session: Session, lines: Sequence[str], columns: Sequence[str] = STAG
             """
         )
     )
-    return session.execute(text(_APPEND)).scalar_one()
+    came: int = session.execute(text(_APPEND)).scalar_one()
+    return came
 
 
 _APPEND = f"""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import served
 import worlds
 from sqlalchemy import ARRAY, text
 from sqlalchemy.exc import DBAPIError
@@ -19,7 +20,7 @@ from worlds import Story, World
 from flows.nightly import nightly
 from infra.database import Busy, run_lock
 from infra.embedded import Addresses
-from records import deployments, runs, versions
+from records import deployments, runs, transactions, versions
 from records.deployments import NotDeployable
 from records.invariants import (
     FLOATS,
@@ -46,11 +47,26 @@ def story(services: Addresses, template: str, prefect_server: str) -> Story:
 
 @pytest.fixture(scope="module")
 def attacked(story: Story) -> Iterator[World]:
-    """The rows after two nights and of a pool; no attack may change them: checked at the end."""
+    """The rows after two nights, of a pool and of a server; no attack may change them: checked."""
+    rows = [
+        served.row(1, version=2),
+        served.row(2, version=2, request_id="order 7", body_digest="d" * 64),
+    ]
     with worlds.rows_of(story.done) as world:
         world.act(*POOL)
+        with world.transaction() as session:
+            assert transactions.append(session, [transactions.line(row) for row in rows]) == 2
+        world.act(REVIEWED)
         yield world
         world.check()
+
+
+REVIEWED = """
+    INSERT INTO reviews (subject, transaction_id, transaction_at, version_id, sha256, predicted,
+        confidence, verdict, label, blind, stream, probability, reviewed_by)
+    SELECT 'transaction', id, at, version_id, sha256, predicted, confidence, 'right', predicted,
+        true, 'random', 0.5, 'Ann' FROM transactions
+"""
 
 
 def test_undisturbed_nights_keep_every_promise(story: Story) -> None:
@@ -537,6 +553,18 @@ REPORTED: dict[str, list[str]] = {
         "DELETE FROM pool_answers",
         "UPDATE identifications SET state = 'completed', ended_at = now()",
         "UPDATE pool_objects SET read_at = read_at - interval '1 hour'",
+    ],
+    "8: a month of transactions is not": ["UPDATE usage_days SET transactions = 3"],
+    "8: a day's transactions by class are not": ["DELETE FROM predicted_days WHERE band = 1"],
+    "8: two transactions have one number": [
+        "UPDATE transactions SET id = (SELECT id FROM transactions ORDER BY at LIMIT 1)"
+    ],
+    "8: two transactions have one number, or one place": [
+        "UPDATE transactions SET request_id = 'order 7'"
+    ],
+    "8: a transaction is of a named request": ["DELETE FROM served_requests"],
+    "13: pictures of transactions are not in S3": [
+        "UPDATE transactions SET image_key = 'transactions/2026/12/01/none'"
     ],
     "12: an object of a pool was read, and": ["DELETE FROM pool_images"],
     "12: an answer to a pool names a class": ["UPDATE pool_answers SET predicted = 'whale', "

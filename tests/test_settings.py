@@ -19,6 +19,7 @@ def test_nothing_set_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert found.s3_endpoint is None
     assert found.state_dir in {Path("/var/lib/regraft"), tmp_path / "regraft"}
     assert found.cache_dir == found.state_dir / "cache"
+    assert found.spool_dir == found.state_dir / "spool"
 
 
 def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,6 +62,12 @@ def test_good_settings_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         ("CACHE_GIGABYTES", "inf"),
         ("CACHE_GIGABYTES", "-1"),
         ("CACHE_GIGABYTES", "20GB"),
+        ("REVIEW_SHARE", "1.01"),
+        ("REVIEW_SHARE", "nan"),
+        ("DOUBTFUL_BELOW", "-0.1"),
+        ("IMAGE_DAYS", "0"),
+        ("TRANSACTION_MONTHS", "1.5"),
+        ("SPOOL_GIGABYTES", "0.01"),
         ("DEVICE", "gpu"),
         ("STATE_DIR", "/"),
         ("STATE_DIR", __file__),

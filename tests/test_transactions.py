@@ -206,7 +206,7 @@ def test_retention_drops_months_and_pictures(
         assert transactions.of_request(session, "shop", "2026-09") is not None
         # the first day that is kept is the 11th of October
         kept = transactions.listed(session, kept=True)
-    assert kept == [year["2026-11"]]
+    assert kept == [replace(year["2026-11"], body_digest=None)]
     assert [one.key for one in storage.list("transactions/")] == [year["2026-11"].image_key]
     assert (world.ask(USED), world.ask(TOLD)) == (used, told)
     again = retention.retain(3, 43, "Ann", today=today)

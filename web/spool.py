@@ -21,6 +21,8 @@ ENDING = ".segment"
 ASIDE = ".new"
 DAMAGED = ".damaged"
 ABANDONED_SECONDS = 600.0
+# Each is an open file, of which a process has few; after a long outage there are thousands.
+MOST_CLAIMED = 100
 
 
 class BadSpool(RuntimeError):
@@ -97,7 +99,6 @@ class Spool:
 
     folder: Path
     most_bytes: int
-    rows: int = field(default=0, init=False)
     size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -146,7 +147,6 @@ class Spool:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-        self.rows += len(segment.lines)
         self.size += length
 
     def _sync_names(self) -> None:
@@ -158,7 +158,7 @@ class Spool:
 
     def waiting(self) -> list[Path]:
         """The segments that are there, whoever wrote them, the oldest first."""
-        found, rows, size = [], 0, 0
+        found, size = [], 0
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.name.endswith(ENDING):
@@ -166,14 +166,21 @@ class Spool:
                         size += entry.stat().st_size
                     except FileNotFoundError:  # sent meanwhile
                         continue
-                    rows += _rows_of(entry.name)
                     found.append(Path(entry.path))
-        self.rows, self.size = rows, size
+        self.size = size
         return sorted(found)
+
+    @property
+    def rows(self) -> int:
+        """How many rows wait here; none where the folder is gone."""
+        try:
+            return sum(_rows_of(path.name) for path in self.waiting())
+        except OSError:
+            return 0
 
     @contextmanager
     def claim(self, most_rows: int, most_bytes: int) -> Iterator[list[Claimed]]:
-        """Hold the oldest segments that nobody else is sending: so many of them, or one.
+        """Hold the oldest segments that nobody else is sending: so much of them, or one.
 
         A damaged one is put aside, and comes as a gap in its place.
         """
@@ -181,6 +188,8 @@ class Spool:
         rows = size = 0
         with ExitStack() as stack:
             for path in self.waiting():
+                if len(claimed) == MOST_CLAIMED:
+                    break
                 try:
                     file = stack.enter_context(path.open("rb"))
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -58,8 +58,8 @@ class OtherRequest(ValueError):
 class Counts:
     """What became of the rows that this process was given, and what lies in its folder.
 
-    waiting: in memory. spooled: on disk, those of other processes included, when it was last looked
-    at. repeated: those of requests that were answered before, and those that had come in already.
+    waiting: in memory. spooled: on disk, those of other processes included. repeated: those of
+    requests that were answered before, and those that had come in already.
     """
 
     written: int = 0
@@ -106,8 +106,8 @@ class TransactionLog:
         self._away_until = 0.0
         self._closing = False
         # Pictures may take half of it: rows are small, and worth more.
-        self._rows = _Sender(Spool(folder / "rows", most_bytes // 2), self._send)
-        self._pictured = _Sender(Spool(folder / "pictured", most_bytes // 2), self._send)
+        spools = [Spool(folder / name, most_bytes // 2) for name in ("rows", "pictured")]
+        self._rows, self._pictured = (_Sender(spool, self._send) for spool in spools)
         self._spooler = threading.Thread(target=self._keep_spooling, name="log", daemon=True)
         self._spooler.start()
 
@@ -154,8 +154,8 @@ class TransactionLog:
     @property
     def counts(self) -> Counts:
         """How the log stands."""
+        spooled = self._rows.spool.rows + self._pictured.spool.rows
         with self._changed:
-            spooled = self._rows.spool.rows + self._pictured.spool.rows
             return replace(self._counts, waiting=len(self._queue), spooled=spooled)
 
     def close(self, patience_seconds: float = 10.0) -> None:
@@ -246,7 +246,11 @@ class TransactionLog:
                 )
                 closing = self._closing
                 rows, self._queue, self._image_bytes = self._queue, [], 0
-            left, trouble = self._spool(rows)
+            left, trouble = rows, None
+            while left and not trouble:  # a file of all that waited might never find room
+                tried, rest = left[:BATCH], left[BATCH:]
+                refused, trouble = self._spool(tried)
+                left = [*refused, *rest]
             if trouble and trouble != self._trouble:
                 log.warning("the log waits in memory: %s", trouble)
             with self._changed:
@@ -270,7 +274,7 @@ class TransactionLog:
             try:
                 line = transactions.line(row)
                 line.encode()
-            except ValueError as error:
+            except Exception as error:  # whatever is wrong with it, the others go on
                 with self._changed:
                     self._lose(1, f"a row cannot be kept: {error}")
                 continue
