@@ -1,6 +1,6 @@
 """Every performance figure of regraft against its peers and its limit: `make bench`.
 
-    python -m benchmarks.bench                     # all parts, then docs/benchmarks.md
+    python -m benchmarks.bench                     # all parts but soak, then docs/benchmarks.md
     python -m benchmarks.bench train gradcam       # these parts; the others' figures stay
     python -m benchmarks.bench --gpu               # what computes, on an accelerator
     python -m benchmarks.bench --data FOLDER       # on your own class folders of JPEGs
@@ -40,7 +40,9 @@ PARTS = {
     "log": "benchmarks.transactions",
     "start": "benchmarks.starting",
     "serve": "benchmarks.serving",
+    "soak": "benchmarks.soak",
 }
+ON_REQUEST = ("soak",)  # half an hour by itself
 ON_GPU = ("train", "head", "evaluate", "gradcam")
 LIBRARIES = (
     "torch", "torchvision", "timm", "numpy", "pillow", "fastai", "transformers", "accelerate",
@@ -63,7 +65,8 @@ def main() -> None:
     unknown = sorted(set(given.parts) - set(PARTS))
     if unknown:
         parser.error(f"{unknown[0]!r} is no part: known are {', '.join(PARTS)}")
-    wanted = given.parts or list(ON_GPU if given.gpu else PARTS)
+    usual = [name for name in PARTS if name not in ON_REQUEST]
+    wanted = given.parts or list(ON_GPU if given.gpu else usual)
     failed = [] if given.page else [name for name in wanted if not run(name, given)]
     PAGE.write_text(page())
     print(f"{PAGE} written")

@@ -11,17 +11,24 @@ from pathlib import Path
 
 from locust import FastHttpUser, constant, task
 
-PICTURES = [path.read_bytes() for path in sorted(Path(os.environ["REGRAFT_LOAD"]).iterdir())]
 PATH = os.environ["REGRAFT_LOAD_PATH"]
-NEXT = itertools.cycle(PICTURES)
+FORM = {"Content-Type": "multipart/form-data; boundary=picture"}
+HEAD = (
+    b'--picture\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
+    b"Content-Type: image/jpeg\r\n\r\n"
+)
+NEXT = itertools.cycle(
+    HEAD + path.read_bytes() + b"\r\n--picture--\r\n"
+    for path in sorted(Path(os.environ["REGRAFT_LOAD"]).iterdir())
+)
 
 
 class Client(FastHttpUser):
-    """Sends one picture after the other, each as the body of its request."""
+    """Sends one picture after the other, each in a form, which all contenders take."""
 
     wait_time = constant(0)
 
     @task
     def ask(self) -> None:
         """Wait for one answer."""
-        self.client.post(PATH, data=next(NEXT), headers={"Content-Type": "image/jpeg"})
+        self.client.post(PATH, data=next(NEXT), headers=FORM)

@@ -33,6 +33,7 @@ import torch
 from benchmarks import bench
 from benchmarks.copying import an_evaluation
 from benchmarks.figures import Figure, Goal, Part, Row
+from benchmarks.identification import family
 from benchmarks.photographs import photographs
 from benchmarks.services import services
 from vision.images import see
@@ -58,11 +59,15 @@ Command = Callable[[int], list[str]]
 
 @dataclass(frozen=True)
 class Load:
-    """What one load found: answers a second, and milliseconds of the median and the slowest 1%."""
+    """What one load found: answers a second, and milliseconds of the median and the slowest 1%.
+
+    busy: milliseconds of processor time that the server and what it started took for an answer.
+    """
 
     rate: float
     median: float
     slow: float
+    busy: float
     failed: int
 
 
@@ -76,10 +81,12 @@ def main() -> None:
         folder.mkdir()
         for number, body in enumerate(bodies):
             (folder / f"{number:04}.jpg").write_bytes(body)
-        checkpoint, served = deploy(Path(scratch))
-        found, limits = rounds(contenders(checkpoint), folder, served, bodies, given.size)
+        made = deploy(Path(scratch))
+        found, limits = rounds(
+            contenders(made.checkpoint), folder, made.alone, bodies, given.size
+        )
         rows = tuple(_rows(found, limits))
-        notes = (_log_note(found), _decoding_note(served, bodies))
+        notes = (_log_note(), _decoding_note(made.alone, bodies))
     part = Part(PART, "Serving", rows, notes, (), bench.facts())
     if given.size == SECONDS:
         part.save()
@@ -87,32 +94,53 @@ def main() -> None:
         print(part)
 
 
-def deploy(scratch: Path) -> tuple[Path, Served]:
-    """A version that serves; its checkpoint, and its file on one core as serving loads it."""
+@dataclass(frozen=True)
+class Deployed:
+    """A version; its checkpoint, and its file on one core as serving loads it."""
+
+    version: int
+    checkpoint: Path
+    alone: Served
+
+
+def deploy(scratch: Path, plan: Plan = PLAN, serve: bool = True) -> Deployed:
+    """A version of this plan with its file for serving; serve: it is the champion, too."""
     from infra import database
     from records import versions
     from tasks import checkpoints, serving
 
-    an_evaluation()  # the run and the snapshot that a version names
-    path = scratch / "network.safetensors"
-    digest = save(build(PLAN, NAMES), path, PLAN, NAMES)
+    with database.connect().transaction() as session:
+        known = session.connection().exec_driver_sql("SELECT count(*) FROM runs").scalar()
+    if not known:
+        an_evaluation()  # the run and the snapshot that a version names
+    path = scratch / f"network-{plan.seed}.safetensors"
+    digest = save(build(plan, NAMES), path, plan, NAMES)
     checkpoints.store(path, digest)
     with database.connect().transaction() as session:
         number = versions.candidate(
-            session, 1, "nightly", None, "d", PLAN.to_dict(), PLAN.digest(), list(NAMES)
+            session, 1, "nightly", None, "d", plan.to_dict(), plan.digest(), list(NAMES)
         )
         versions.trained(session, number, digest, {}, {}, 1.0, None)
     serving.prepare(number)
+    alone = Served(serving.written(checkpoints.load(number), digest).read_bytes(), threads=1)
+    if serve:
+        append(number, "promotion")
+    return Deployed(number, path, alone)
+
+
+def append(version: int, kind: str) -> None:
+    """Append a version to the deployment log, as if a night had judged it."""
+    from infra import database
+
     with database.connect().transaction() as session:
         act = session.connection().exec_driver_sql
-        act("SET LOCAL session_replication_role = replica")  # as if a night had judged it
+        act("SET LOCAL session_replication_role = replica")
         act(
-            "INSERT INTO deployments (version_id, purpose, verdict_id, kind, deployed_by, why) "
-            "VALUES (%s, 'nightly', 1, 'promotion', 'a benchmark', 'to be measured')",
-            (number,),
+            "INSERT INTO deployments (version_id, purpose, previous_id, verdict_id, kind, "
+            "deployed_by, why) VALUES (%s, 'nightly', (SELECT max(id) FROM deployments), %s, %s, "
+            "'a benchmark', 'to be measured')",
+            (version, version, kind),
         )
-    alone = Served(serving.written(checkpoints.load(number), digest).read_bytes(), threads=1)
-    return path, alone
 
 
 def contenders(checkpoint: Path) -> dict[str, tuple[Command, str]]:
@@ -147,14 +175,14 @@ def rounds(
     found: dict[tuple[str, int], list[Load]] = {}
     limits = []
     names = list(known)
-    for turn in range(ROUNDS):
+    for turn in range(ROUNDS if seconds == SECONDS else 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             command, path = known[name]
-            with running(command) as port:
-                load(port, path, folder, max(CLIENTS), WARM_UP_SECONDS)
+            with running(command) as (port, process):
+                load(port, process, path, folder, max(CLIENTS), WARM_UP_SECONDS)
                 for clients in CLIENTS:
-                    one = load(port, path, folder, clients, seconds)
+                    one = load(port, process, path, folder, clients, seconds)
                     found.setdefault((name, clients), []).append(one)
                     print(f"  {name}, {clients} clients: {one}", flush=True)
         limits.append(without_http(served, bodies, seconds))
@@ -163,13 +191,16 @@ def rounds(
 
 
 @contextmanager
-def running(command: Command) -> Iterator[int]:
-    """A server in a process of its own, as soon as it listens; it is stopped in order."""
+def running(command: Command) -> Iterator[tuple[int, int]]:
+    """A server in a process of its own, as soon as it listens: its port and its number.
+
+    It is stopped in order.
+    """
     port = _free_port()
     process = subprocess.Popen(command(port), start_new_session=True)
     try:
         _wait_for(port, process)
-        yield port
+        yield port, process.pid
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -198,8 +229,11 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args} does not listen after {START_SECONDS} s")
 
 
-def load(port: int, path: str, folder: Path, clients: int, seconds: int) -> Load:
+def load(
+    port: int, process: int, path: str, folder: Path, clients: int, seconds: int
+) -> Load:
     """Have Locust ask for so long."""
+    before = processor_seconds(process)
     done = subprocess.run(
         [
             sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("clients.py")),
@@ -213,12 +247,26 @@ def load(port: int, path: str, folder: Path, clients: int, seconds: int) -> Load
     [told] = json.loads(done.stdout[done.stdout.index("[") :])
     counts = {float(at): count for at, count in told["response_times"].items()}
     spent = told["last_request_timestamp"] - told["start_time"]
+    answered = told["num_requests"] - told["num_failures"]
     return Load(
-        (told["num_requests"] - told["num_failures"]) / spent,
+        answered / spent,
         _quantile(counts, 0.5),
         _quantile(counts, 0.99),
+        1000 * (processor_seconds(process) - before) / max(1, answered),
         told["num_failures"],
     )
+
+
+def processor_seconds(process: int) -> float:
+    """What a process and those that it started have computed so far."""
+    ticks = 0
+    for one in family(process):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue  # it has just ended
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _quantile(counts: Mapping[float, int], share: float) -> float:
@@ -284,6 +332,10 @@ def _rows(found: Mapping[tuple[str, int], list[Load]], limits: list[float]) -> I
         )  # fmt: skip
         yield row(f"Median, {who}", "ms", lambda one: one.median)
         yield row(f"The slowest 1%, {who}", "ms", lambda one: one.slow)
+        yield row(
+            f"Processor time of an answer, {who}", "ms", lambda one: one.busy,
+            (Goal(SILENT, 1.05, "logging costs at most 5%"),),
+        )  # fmt: skip
 
 
 def _failures(loads: list[Load]) -> str:
@@ -291,7 +343,7 @@ def _failures(loads: list[Load]) -> str:
     return f"{failed} requests failed" if failed else ""
 
 
-def _log_note(found: Mapping[tuple[str, int], list[Load]]) -> str:
+def _log_note() -> str:
     from infra import database
 
     with database.connect().transaction() as session:

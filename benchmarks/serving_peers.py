@@ -9,10 +9,12 @@ a picture, bounds a body, logs, or follows anything.
 """
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import litserve as ls
 import numpy as np
 import torch
 from PIL import Image
@@ -61,47 +63,54 @@ class Network:
 def bare(port: int, checkpoint: Path) -> None:
     """As a first tutorial has it: one picture at a time, in a thread of the server's pool."""
     import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.concurrency import run_in_threadpool
+    from fastapi import FastAPI, UploadFile
 
     found, app = Network(checkpoint), FastAPI()
 
-    def answer(body: bytes) -> list[dict[str, Any]]:
-        return found.answers(found.pixels(body)[None])[0]
-
     @app.post("/predict")
-    async def predict(request: Request) -> list[dict[str, Any]]:
-        return await run_in_threadpool(answer, await request.body())
+    def predict(image: UploadFile) -> list[dict[str, Any]]:
+        return found.answers(found.pixels(image.file.read())[None])[0]
 
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
+class Api(ls.LitAPI):  # type: ignore[misc]
+    """LitServe's own batching over the same network; each worker computes on one core."""
+
+    checkpoint: Path
+
+    def setup(self, device: str) -> None:
+        """Load the network in a worker."""
+        torch.set_num_threads(1)
+        self.found = Network(self.checkpoint)
+
+    def decode_request(self, request: Any) -> torch.Tensor:
+        """The picture of a form."""
+        return self.found.pixels(request["image"].file.read())
+
+    def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Pictures that came together."""
+        return torch.stack(inputs)
+
+    def predict(self, batch: torch.Tensor) -> list[list[dict[str, Any]]]:
+        """Their answers."""
+        return self.found.answers(batch)
+
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        """Each one's own."""
+        return output
+
+    def encode_response(self, output: list[dict[str, Any]]) -> dict[str, Any]:
+        """As JSON."""
+        return {"top": output}
+
+
 def litserve(port: int, checkpoint: Path) -> None:
-    """By its own batching, in its own worker."""
-    import litserve as ls
-
-    class Api(ls.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.found = Network(checkpoint)
-
-        async def decode_request(self, request: Any) -> torch.Tensor:
-            return self.found.pixels(await request.body())
-
-        def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-            return torch.stack(inputs)
-
-        def predict(self, batch: torch.Tensor) -> list[list[dict[str, Any]]]:
-            return self.found.answers(batch)
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: list[dict[str, Any]]) -> dict[str, Any]:
-            return {"top": output}
-
+    """By its own batching, in a worker for each core."""
     api = Api(max_batch_size=BATCH, batch_timeout=LINGER_SECONDS)
-    ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        port=port, log_level="warning", generate_client_file=False
+    api.checkpoint = checkpoint
+    ls.LitServer(api, accelerator="cpu", workers_per_device=len(os.sched_getaffinity(0))).run(
+        host="127.0.0.1", port=port, log_level="warning", generate_client_file=False
     )
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.places import WEB_PORT
+
 if TYPE_CHECKING:
     from records.keys import KeyRow
-
-PORT = 8765
 
 key_app = typer.Typer(help="Make and revoke keys for clients of the web service.",
                       no_args_is_help=True)  # fmt: skip
@@ -29,7 +29,7 @@ def web(
     host: Annotated[str, typer.Option(
         help="Address to listen on; on others than the loopback every request needs a key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = PORT,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = WEB_PORT,
     prefix: Annotated[list[str] | None, typer.Option(
         help="Prefix of S3 under which clients may name objects; may be repeated.",
         show_default="pools/")] = None,
@@ -42,14 +42,16 @@ def web(
 
     Example: regraft web --host 0.0.0.0 --port 80
     """
-    from flows.cli import _say
+    from flows.cli import _say, _say_as_it_goes
     from infra import database
     from records import deployments
+    from web.access import is_loopback
     from web.app import create_app
     from web.rules import Rules
-    from web.server import is_loopback, serve
+    from web.server import serve
     from web.transaction_log import open_log
 
+    _say_as_it_goes(True)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
     if champion is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from infra import database, embedded, settings
+from infra.places import WEB_PORT
 from records import deployments, summaries
 from vision.plan import Augmentation, Plan
 
@@ -230,6 +231,7 @@ def _epilogue(console: Console) -> None:
         f"Where to look next (export REGRAFT_STATE_DIR={state}):\n"
         f"  {f'regraft show {rows[0].id} --pictures maps':30} each figure, check and Grad-CAM map\n"
         f"  {'regraft status':30} runs, batches, and why one was refused\n"
+        f"  {'regraft web':30} http://127.0.0.1:{WEB_PORT}/docs: ask the version that serves\n"
         f"  {pages:30} Prefect's pages: runs with their reports\n"
         f"  {'regraft down':30} stops the services; the data stays"
     )

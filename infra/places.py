@@ -1,7 +1,9 @@
-"""Where the state folder is when nobody says so; found without loading any library."""
+"""Where things are when nobody says so; found without loading any library."""
 
 import os
 from pathlib import Path
+
+WEB_PORT = 8765
 
 
 def default_state_dir() -> Path:

@@ -4,6 +4,7 @@ No night is played for it. Each version is a network of random weights whose hea
 so that what answers can be told from what it says.
 """
 
+import functools
 import hashlib
 import socket
 import threading
@@ -38,11 +39,15 @@ BODY = pictures.jpeg(pictures.photograph(1))
 PATIENCE = 5.0  # seconds within which a promotion is live
 
 
-def make(services: Addresses, template: str, count: int = 2) -> World:
-    """A world of so many versions, the first of them deployed; version n prefers class n."""
+@functools.cache
+def story(services: Addresses, template: str) -> World:
+    """A world of three versions, the first of them deployed; version n prefers class n.
+
+    It is made once for all tests; change only clones (`worlds.twin`).
+    """
     world = worlds.make(services, template)
     with worlds.inside(world):
-        for number in range(count):
+        for number in range(3):
             _version(world, number)
         world.storage.write(KEY, BODY)
         world.storage.write("labelled/ring/1.jpg", BODY)

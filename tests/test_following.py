@@ -21,12 +21,8 @@ from web.transaction_log import open_log
 @pytest.fixture
 def world(services: Addresses, template: str) -> Iterator[World]:
     """Three versions, of which the first serves."""
-    made = answering.make(services, template, count=3)
-    try:
-        with worlds.inside(made):
-            yield made
-    finally:
-        worlds.drop(made)
+    with worlds.twin(answering.story(services, template)) as made:
+        yield made
 
 
 @dataclass
@@ -146,20 +142,16 @@ def test_predictions_go_on_while_postgres_is_away(world: World) -> None:
         answering.until(lambda: world.ask("SELECT count(*) FROM transactions") == [(11,)], 20)
 
 
-def test_nothing_serves_until_something_does(services: Addresses, template: str) -> None:
+def test_nothing_serves_until_something_does(world: World) -> None:
     """Without a champion the service says so, and takes the first one when it comes."""
-    made = answering.make(services, template, count=1)
-    try:
-        made.act(FREE, "DELETE FROM deployments")
-        with worlds.inside(made), answering.serving() as service:
-            for answer in (service.ask(), service.client.get("/readyz")):
-                assert answer.status_code == 503
-                assert "no version serves yet: `regraft nightly`" in answer.json()["detail"]
-            assert service.client.get("/healthz").status_code == 200
-            answering.deploy(made, 1)
-            answering.until(lambda: service.ask().status_code == 200, PATIENCE)
-    finally:
-        worlds.drop(made)
+    world.act(FREE, "DELETE FROM deployments")
+    with answering.serving() as service:
+        for answer in (service.ask(), service.client.get("/readyz")):
+            assert answer.status_code == 503
+            assert "no version serves yet: `regraft nightly`" in answer.json()["detail"]
+        assert service.client.get("/healthz").status_code == 200
+        answering.deploy(world, 1)
+        answering.until(lambda: service.ask().status_code == 200, PATIENCE)
 
 
 def test_a_threshold_that_is_fitted_anew_counts_at_once(world: World) -> None:

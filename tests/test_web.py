@@ -31,13 +31,9 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def world(services: Addresses, template: str) -> Iterator[World]:
-    """Two versions, of which the first serves."""
-    made = answering.make(services, template)
-    try:
-        with worlds.inside(made):
-            yield made
-    finally:
-        worlds.drop(made)
+    """Three versions, of which the first serves."""
+    with worlds.twin(answering.story(services, template)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +121,7 @@ BAD: list[tuple[str, str, dict[str, str], bytes, int, str]] = [
      b"&".join(b"a%d=1" % one for one in range(100_000)), 415, "urlencoded"),
     ("100,000 fields in a form", "", *form(*[("a", "", b"1")] * 1000), 422, "Too many fields"),
     ("another field", "", *form(("picture", FILE, BODY)), 422, "'picture': call each file's field"),
-    ("no file", "", *form(), 422, "the form is empty"),
+    ("no file", "", *form(), 422, "the form holds no file"),
     ("too many files", "", *form(*[("image", FILE, BODY)] * 5), 422, "send 1 to 4 files"),
     ("a form without boundary", "", {"Content-Type": "multipart/form-data"}, b"x", 422,
      "Missing boundary"),
@@ -179,7 +175,7 @@ STOLEN = {
     "pools/" + "a" * 2000: (422, "2006 bytes"),
     "": (422, "the key is empty"),
     "pools/nowhere.jpg": (404, "there is no object 'pools/nowhere.jpg'"),
-    "pools/' OR 1=1 --": (422, "holds the character APOSTROPHE"),
+    "pools/' OR 1=1 --": (404, "there is no object"),
 }
 
 
@@ -227,13 +223,12 @@ def test_a_body_is_stopped_while_it_streams(service: Service) -> None:
 
 
 def test_a_length_that_is_a_lie_harms_nobody(service: Service) -> None:
-    """Too short: the picture is cut; too long: the rest never comes."""
+    """Too short: what is too much is no request; too long: the rest never comes."""
     with service.connection() as connection:
         head = "Content-Type: image/jpeg\r\nContent-Length: 500\r\n"
         connection.sendall(answering.request("/v1/predictions", head, BODY))
         said = answering.told(connection)
-    assert b"422" in said.splitlines()[0]
-    assert b"truncated" in said
+    assert said.startswith(b"HTTP/1.1 400")
     begun = time.monotonic()
     with service.connection() as connection:
         head = f"Content-Type: image/jpeg\r\nContent-Length: {len(BODY) + 9}\r\n"
@@ -399,13 +394,15 @@ def test_elsewhere_a_key_is_needed_of_the_right_scope(world: World) -> None:
     with answering.serving(Rules(loopback=False)) as service:
 
         def ask(key: str | None) -> httpx.Response:
-            headers = JPEG | ({"Authorization": f"Bearer {key}"} if key is not None else {})
+            shown = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
+            headers = httpx.Headers({b"Content-Type": b"image/jpeg"})
+            headers.update(shown)  # type: ignore[arg-type]
             return service.client.post("/v1/predictions", content=BODY, headers=headers)
 
         for key, status, says in (
             (None, 401, "a key is missing: send it as `Authorization: Bearer regraft_"),
             ("regraft_guessed", 401, "this key is unknown or revoked"),
-            ("\u00e9'; DROP TABLE api_keys; --".encode().decode("latin-1"), 401, "unknown"),
+            ("\u00e9'; DROP TABLE api_keys; --", 401, "unknown"),
             ("a" * 10_000, 401, "unknown"),
             (other, 403, "key 'Ann' may review, this needs predict"),
             (good, 200, ""),
@@ -483,8 +480,10 @@ def test_an_orderly_stop_answers_and_writes_what_was_begun(world: World) -> None
     done: list[int] = []
     with answering.serving(log=open_log()) as service:
 
+        address = f"{service.client.base_url}/v1/predictions"
+
         def ask() -> None:
-            done.append(service.client.post("/v1/predictions", files=files).status_code)
+            done.append(httpx.post(address, files=files, timeout=30).status_code)
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:

@@ -52,8 +52,8 @@ class Served:
     def shares(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Confidences float32 [n, classes] of stored pixels; raises `BadExport` for no numbers."""
         logits = self.logits(pixels)
-        raised: npt.NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares = raised / raised.sum(axis=1, keepdims=True)
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: npt.NDArray[np.float32] = raised / raised.sum(axis=1, keepdims=True)
         if not np.isfinite(shares).all():
             raise BadExport("its answers are not numbers: roll back to another version")
         return shares

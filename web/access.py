@@ -6,6 +6,7 @@ wants to know who asks takes `client: Annotated[Client, Depends(allowed("review"
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,9 +17,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from records.keys import LOCAL, KeyRow, digest_of
 from records.tables import SCOPES
 
-# Names under which a browser on this machine finds us. Any other name that leads here was bent to
-# by somebody's DNS, to let a page of theirs speak to us.
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 _bearer = HTTPBearer(
     auto_error=False,
@@ -76,15 +74,27 @@ def _from_elsewhere(request: Request) -> str | None:
     # Browsers say where a page comes from that makes them ask; others send no such header.
     if request.headers.get("sec-fetch-site", "none") in {"cross-site", "same-site"}:
         return "a page of another site asks in your browser's name, so it needs a key"
-    host = request.headers.get("host", LOOPBACK[0])
-    if _without_port(host) not in LOOPBACK:
+    # A name that leads here and is not the loopback's was bent to it by somebody's DNS, to let a
+    # page of theirs speak to us.
+    host = request.headers.get("host", "localhost")
+    if not is_loopback(_without_port(host)):
         return f"{host!r} is not this machine's loopback, so it needs a key: use 127.0.0.1"
     return None
 
 
 def _without_port(host: str) -> str:
     name, _, port = host.rpartition(":")
-    return name if name and port.isdigit() else host
+    return (name if name and port.isdigit() else host).strip("[]")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, so that nobody else reaches a server on it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def allowed(*scopes: str) -> Callable[..., Awaitable[Client]]:

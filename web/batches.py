@@ -93,9 +93,12 @@ class Batches:
                 self._some.wait()
             # Its share, or the other cores would look on while one computes for all.
             share = min(self._most, -(-len(self._queue) // len(self._threads)))
-            serving, batch = self._queue[0].serving, []
+            serving = self._queue[0].serving
+            batch: list[_Waiting] = []
             while self._queue and len(batch) < share and self._queue[0].serving is serving:
                 batch.append(self._queue.popleft())
+            if self._queue:
+                self._some.notify()
             return batch
 
     def _company(self) -> bool:

@@ -16,7 +16,7 @@ from infra import storage
 from infra.storage import BadKey, Changed, Gone, bad_key
 from vision.images import too_large
 from web.bounds import hold
-from web.errors import sentence
+from web.errors import AGAIN, sentence
 from web.rules import Rules
 
 FIELD = "image"
@@ -43,11 +43,17 @@ async def pictures(request: Request, rules: Rules) -> list[Named]:
     """The pictures that a request brings or names; raises HTTPException or an error of ours."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind == PLAIN:
-        found = [(None, await request.body())]
+        found: list[Named] = [(None, await request.body())]
     elif kind == "multipart/form-data":
         found = await _uploaded(request, rules)
     elif kind == "application/json":
-        return await _stored(request, _keys(await request.body(), rules), rules)
+        keys = _keys(await request.body(), rules)
+        try:
+            async with asyncio.timeout(rules.answer_seconds):
+                return await _stored(request, keys, rules)
+        except TimeoutError:
+            late = f"S3 did not give {_one_of(keys)} within {rules.answer_seconds:g} s: try again"
+            raise HTTPException(503, late, AGAIN) from None
     else:
         said = f"content type {kind!r}" if kind else "no content type"
         raise HTTPException(415, f"{said}: {WAYS}")
@@ -87,7 +93,7 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
     finally:
         await form.close()
     if not found:
-        raise HTTPException(422, f"the form is empty: send files in fields called {FIELD!r}")
+        raise HTTPException(422, f"the form holds no file: send some in fields called {FIELD!r}")
     return found
 
 
@@ -122,7 +128,7 @@ async def _stored(request: Request, keys: Sequence[str], rules: Rules) -> list[N
     try:
         found = await asyncio.gather(*(asyncio.to_thread(store.look, key) for key in keys))
     except Gone:
-        raise HTTPException(404, f"there is no object {_one_of(keys)}: check the key") from None
+        raise HTTPException(404, f"there is no object {_one_of(keys)}: check it") from None
     for number, one in enumerate(found, start=1):
         if problem := too_large(one.size):
             raise refused(number, one.key, problem)
@@ -146,4 +152,4 @@ async def _stored(request: Request, keys: Sequence[str], rules: Rules) -> list[N
 
 
 def _one_of(keys: Sequence[str]) -> str:
-    return repr(keys[0]) if len(keys) == 1 else f"of one of these keys: {', '.join(keys)}"
+    return repr(keys[0]) if len(keys) == 1 else f"one of {', '.join(map(repr, keys))}"

@@ -65,11 +65,11 @@ class Bounds:
             taken += more
             if taken > self._rules.most_bytes:
                 raise HTTPException(413, self._too_large(), CLOSE)
-            hold(more)
+            hold_more(more)
             whole = not message.get("more_body", False)
             return message
 
-        def hold(more: int) -> None:
+        def hold_more(more: int) -> None:
             nonlocal held
             held += more
             self._held += more
@@ -78,7 +78,7 @@ class Bounds:
                     503, "too many requests at once: try again soon", CLOSE | AGAIN
                 )
 
-        scope[HOLD] = hold
+        scope[HOLD] = hold_more
         try:
             await self._app(scope, bounded, send)
         finally:

@@ -61,6 +61,9 @@ class Counted:
 
         try:
             await self._app(scope, receive, counted)
+        except Exception:
+            status = 500  # what the server outside of here tells
+            raise
         finally:
             # the route's pattern, or a client could invent any number of figures
             route = getattr(scope.get("route"), "path", "none")

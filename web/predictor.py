@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import HTTPException
+from fastapi.concurrency import run_in_threadpool
 
+from infra import settings
 from infra.storage import StorageError
 from records.transactions import Transaction, new_id
 from vision.images import BadImage, Pixels, Seen, see
@@ -71,7 +73,7 @@ class Predictor:
     ) -> None:
         """log: None keeps nothing of what is answered."""
         self.rules, self._log = rules, log
-        cores = len(os.sched_getaffinity(0))
+        cores = settings.load().threads or len(os.sched_getaffinity(0))
         self.follower = Follower(access, rules.precision, 1, rules.batch)
         self._batches = Batches(cores, rules.batch, rules.linger_seconds, metrics.batches.observe)
         self._decoding = ThreadPoolExecutor(cores, "regraft-decode")
@@ -171,6 +173,8 @@ class Predictor:
         for ordinal, (one, row) in enumerate(zip(seen, shares, strict=True)):
             found, confidences = best(row, max(top, LOGGED))
             columns.append(int(found[0]))
+            # six digits: what Postgres gives back is what was told
+            shares_told = tuple(round(float(share), 6) for share in confidences)
             rows.append(
                 Transaction(
                     id=new_id(at, client.name, request_id, ordinal),
@@ -181,9 +185,8 @@ class Predictor:
                     width=one.width,
                     height=one.height,
                     top_labels=tuple(names[column] for column in found),
-                    # six digits: what Postgres gives back is what was told
-                    top_confidences=tuple(round(float(share), 6) for share in confidences),
-                    shown=_shown(serving, float(confidences[0])),
+                    top_confidences=shares_told,
+                    shown=_shown(serving, shares_told[0]),
                     latency_seconds=seconds,
                     ordinal=ordinal,
                     request_id=request_id,
@@ -234,7 +237,7 @@ class Predictor:
     ) -> Sequence[Transaction] | None:
         if self._log is None:
             return None
-        return await asyncio.to_thread(self._log.answered, client.name, request_id, digest)
+        return await run_in_threadpool(self._log.answered, client.name, request_id, digest)
 
     async def _again(
         self,

@@ -31,4 +31,4 @@ class Rules:
     body_seconds: float = 20.0
     answer_seconds: float = 20.0
     batch: int = 8
-    linger_seconds: float = 0.002
+    linger_seconds: float = 0.0

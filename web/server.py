@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import logging
 from typing import Any
 
 import torch
@@ -72,6 +72,8 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; what was begun is answered and written down first."""
     # Each thread that decodes is one core's; a team of helpers for each would wait for the others.
     torch.set_num_threads(1)
+    # What it finds wrong with a form its client is told.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn.run(app, host=host, port=port, **options())
 
 
@@ -87,13 +89,3 @@ def options() -> dict[str, Any]:
         "timeout_keep_alive": IDLE_SECONDS,
         "timeout_graceful_shutdown": STOP_SECONDS,
     }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches a server on this address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
