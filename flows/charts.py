@@ -19,6 +19,7 @@ MOST_LINES = 8  # that can still be told apart
 def draw(rows: list[Any], path: Path) -> None:
     """Draw rows of one kind into a file, its ending says which format."""
     # No pyplot: it keeps figures, and asks for a window where there is one.
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5), dpi=110, layout="constrained")
@@ -27,6 +28,9 @@ def draw(rows: list[Any], path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _draw(rows[0], rows, axes)
+    places = axes.xaxis.get_major_locator()
+    if isinstance(places, AutoDateLocator):  # or dates would run into each other
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
@@ -39,7 +43,7 @@ def _draw(kind: Any, rows: list[Any], axes: Axes) -> None:
 
 @_draw.register(history.Accuracy)
 def _(kind: history.Accuracy, rows: list[Any], axes: Axes) -> None:
-    axes.set_title("Accuracy of each evaluation, with 95% interval; filled: the version served")
+    axes.set_title("Accuracy of each evaluation, with 95% interval; large: the version served")
     for name, some in _sets(rows):
         line = _intervals(axes, [one.evaluated_at for one in some], some, name)
         served = [one for one in some if one.first_live]

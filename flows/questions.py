@@ -371,7 +371,7 @@ def _percent(share: float | None) -> str:
 def _share(share: float | None, low: float | None, high: float | None) -> str:
     if share is None or low is None or high is None:
         return _percent(share)
-    return f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{share:.1%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _points(difference: float | None) -> str:

@@ -122,9 +122,8 @@ _CHOSEN = """
 _RANDOM = f"""
     WITH spoken AS MATERIALIZED (
         SELECT transaction_id FROM reviews WHERE stream = 'random' GROUP BY transaction_id
-        HAVING bool_or(reviewed_by = :by) OR count(DISTINCT reviewed_by) >= CASE
-            WHEN substring(sha256(uuid_send(transaction_id)) FROM 13 FOR 4) < CAST(:twice AS bytea)
-            THEN 2 ELSE 1 END)
+        HAVING bool_or(reviewed_by = :by) OR min(reviewed_by) <> max(reviewed_by)
+            OR substring(sha256(uuid_send(transaction_id)) FROM 13 FOR 4) >= CAST(:twice AS bytea))
     SELECT {_COLUMNS} FROM transactions t
     WHERE t.draw IS NOT NULL AND {_CHOSEN}
       AND t.id NOT IN (SELECT transaction_id FROM spoken)

@@ -394,7 +394,7 @@ def test_the_estimate_covers_what_it_estimates(
         assert row == pytest.approx((ours.share, ours.low, ours.high))
     truth = right.mean()
     assert np.mean([right[one].mean() for one in drawn]) - truth == pytest.approx(off, abs=0.03)
-    assert np.mean([share for share, _, _ in told]) == pytest.approx(truth, abs=0.002)
+    assert np.mean([share for share, _, _ in told]) == pytest.approx(truth, abs=0.003)
     assert np.mean([low <= truth <= high for _, low, high in told]) >= 0.93
 
 

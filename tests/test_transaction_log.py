@@ -508,6 +508,24 @@ def test_a_spool_that_cannot_be_written_is_refused(storage: Storage, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_a_spool_is_sent_a_few_files_at_a_time(tmp_path: Path) -> None:
+    """However many files an outage left, a claim opens few; who sends at the same time gets others.
+
+    A claim ends with the files that were sent, and leaves the others to the next one.
+    """
+    spool, other = Spool(tmp_path, 1 << 20), Spool(tmp_path, 1 << 20)
+    lines = [transactions.line(row(number)) for number in range(120)]
+    for line in lines:
+        spool.write(Segment(transactions.STAGED, (line,)))
+    with spool.claim(5000, 1 << 20) as mine, other.claim(10, 1 << 20) as others:
+        assert (len(mine), len(others)) == (100, 10)
+        assert not {one.path for one in mine} & {one.path for one in others}
+        for one in mine[:99]:
+            one.done()
+    with other.claim(5000, 1 << 20) as left:
+        assert [one.segment.lines for one in left] == [(line,) for line in lines[99:]]
+
+
 # --- killed ---------------------------------------------------------------------------------
 
 SERVER = """

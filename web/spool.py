@@ -21,6 +21,8 @@ ENDING = ".segment"
 ASIDE = ".new"
 DAMAGED = ".damaged"
 ABANDONED_SECONDS = 600.0
+# Each is an open file, of which a process has few; after a long outage there are thousands.
+MOST_CLAIMED = 100
 
 
 class BadSpool(RuntimeError):
@@ -178,7 +180,7 @@ class Spool:
 
     @contextmanager
     def claim(self, most_rows: int, most_bytes: int) -> Iterator[list[Claimed]]:
-        """Hold the oldest segments that nobody else is sending: so many of them, or one.
+        """Hold the oldest segments that nobody else is sending: so much of them, or one.
 
         A damaged one is put aside, and comes as a gap in its place.
         """
@@ -186,6 +188,8 @@ class Spool:
         rows = size = 0
         with ExitStack() as stack:
             for path in self.waiting():
+                if len(claimed) == MOST_CLAIMED:
+                    break
                 try:
                     file = stack.enter_context(path.open("rb"))
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
