@@ -333,7 +333,6 @@ def _as_people_said(session: Session, accepted: list[Accepted]) -> list[Accepted
     label stands again; and so does what was removed while it was judged, until it is judged again.
     """
     stale = labels.taken_back(session, [one.object_id for one in accepted])
-    stale |= _removed(session, [one.object_id for one in accepted])
     session.execute(
         text("UPDATE objects SET batch_id = NULL WHERE id = ANY(:ids) AND state = 'pending'"),
         {"ids": list(stale)},
@@ -346,20 +345,6 @@ def _as_people_said(session: Session, accepted: list[Accepted]) -> list[Accepted
         for one in accepted
         if one.object_id not in stale
     ]
-
-
-def _removed(session: Session, object_ids: list[int]) -> set[int]:
-    """Which of these newcomers are bytes that a person removed from the library."""
-    rows = session.scalars(
-        text(
-            """
-            SELECT o.id FROM objects o JOIN images i USING (sha256)
-            WHERE o.id = ANY(:ids) AND o.state = 'pending' AND i.withdrawn_why = 'removed'
-            """
-        ),
-        {"ids": object_ids},
-    )
-    return set(rows)
 
 
 def _refuse_leaks(session: Session) -> None:

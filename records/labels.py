@@ -314,7 +314,7 @@ def labelled_by(session: Session, digests: Collection[str]) -> dict[str, str]:
 
 
 def taken_back(session: Session, object_ids: Collection[int]) -> set[int]:
-    """Which of these objects are copies by a label that stands no longer."""
+    """Which of these objects are copies by a label that stands no longer, or were removed."""
     rows = session.scalars(
         text(
             """
@@ -325,6 +325,9 @@ def taken_back(session: Session, object_ids: Collection[int]) -> set[int]:
               AND o.key IS DISTINCT FROM (
                   SELECT CASE WHEN s.act = 'label' THEN s.to_key END FROM pool_acts s
                   WHERE s.sha256 = o.sha256 AND s.act = ANY(:saying) ORDER BY s.id DESC LIMIT 1)
+            UNION
+            SELECT o.id FROM objects o JOIN images i USING (sha256)
+            WHERE o.id = ANY(:ids) AND o.state = 'pending' AND i.withdrawn_why = 'removed'
             """
         ),
         {"ids": list(object_ids), "saying": list(SAYING)},

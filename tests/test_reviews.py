@@ -1,7 +1,9 @@
 """Reviews: what people say is kept, and only what chance chose proves how right answers are."""
 
+import json
 import random
 import uuid
+from collections.abc import Callable
 from hashlib import sha256
 
 import pytest
@@ -330,3 +332,41 @@ def test_a_reviewed_picture_comes_in_as_mined(library: Database, storage: Storag
     storage.delete(row.image_key)
     with pytest.raises(Gone, match="is not kept any more"):
         kept.read(gone)
+
+
+def test_verbs_do_what_the_acts_do(
+    library: Database, storage: Storage, terminal: Callable[..., str]
+) -> None:
+    """What waits, what was said, what it proves; and images of the library, with their log."""
+    assert "nothing waits" in terminal("review", "next", "--by", "Ann")
+    body = picture(800, "cross")
+    rows = [transaction(1, "ring", draw=0.5, image=body), transaction(2, "ring", 0.4, image=body)]
+    reviewed.serve(library, rows)
+    storage.write(rows[0].image_key or "", body)
+    told = terminal("review", "next", "--by", "Ann")
+    assert str(rows[0].id) in told
+    asked = json.loads(terminal("review", "next", "--queue", "confidence", "--json"))
+    assert [one["transaction_id"] for one in asked] == [str(rows[1].id)]
+    said = ("review", "say", str(rows[0].id), "--label", "cross", "--queue", "random", "--learn")
+    assert terminal(*said, "--by", "Ann") == (
+        "wrong, it is cross: kept; the next night learns it\n"
+    )
+    assert "you had said so before; it was learned before" in terminal(*said, "--by", "Ann")
+    take_in(library)
+    assert label(library, f"labelled/cross/{rows[0].sha256}.png") == ("cross", "", "train")
+    terminal("review", "say", str(rows[0].id), "right", "--by", "Zoë")
+    assert "Zoë: right" in terminal("review", "disagreements")
+    assert "0.0% of the answers are right" in terminal("review", "estimate", "--version", "1")
+    assert "random" in terminal("review", "list")
+    assert "nothing that version 1 answered is wrong" in terminal("review", "worst", "1")
+    key = "labelled/ring/1.png"
+    why = ("--why", "a test", "--by", "Ann")
+    assert terminal("image", "relabel", "cross", key, *why) == "relabelled 1 image\n"
+    assert terminal("image", "keep", key, *why) == "kept 1 image\n"
+    assert terminal("image", "keep", key, *why) == "kept 0 images; 1 already were\n"
+    assert "cross" in terminal("image", "challenges", "--version", "1")
+    acts = json.loads(terminal("image", "log", "--json"))
+    assert [one["act"] for one in acts] == ["keep", "relabel"]
+    for one in acts:
+        assert terminal("image", "undo", str(one["id"]), *why) == "undone 1 image\n"
+    assert (label(library, key) or ())[:2] == ("ring", "")
