@@ -3,7 +3,7 @@
     regraft demo && python -m benchmarks.screenshots
 
 Gives the demo's version a pool and some pictures to answer, so that there is something on every
-page, serves its state folder, and writes docs/pages/NAME-light.png and NAME-dark.png.
+page, serves its state folder, and writes docs/pages/NAME.png.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from flows import demo  # noqa: E402
 OUT = ROOT / "docs" / "pages"
 PORT = 18799
 POOL = "pools/camera/"
+# By name: the page, and light or dark.
 PAGES = {
-    "overview": "/",
-    "version": "/versions/2",
-    "pools": "/pools?filter=look-alike&class=digit+3&below=0.999",
-    "review": "/reviews/next?queue=confidence",
-    "library": "/library",
-    "compare": "/compare?version=2&other=1",
+    "overview": ("/", "light"),
+    "version": ("/versions/1?on=benchmark+2#classes", "light"),
+    "pools": ("/pools?filter=look-alike&class=digit+3&below=0.999", "light"),
+    "review": ("/reviews/next?queue=confidence", "dark"),
 }
 HEIGHT = 860
 
@@ -100,13 +99,12 @@ def _take(out: Path) -> None:
     with browsing(f"http://127.0.0.1:{PORT}") as browser:
         browser.open("/you")
         browser.driver.add_cookie({"name": "regraft_person", "value": "Ann"})
-        for name, path in PAGES.items():
-            for scheme in ("light", "dark"):
-                browser.use(scheme, 1280, HEIGHT)
-                browser.open(path)
-                time.sleep(1.0)  # for the thumbnails
-                browser.driver.save_screenshot(str(out / f"{name}-{scheme}.png"))
-                print(out / f"{name}-{scheme}.png")
+        for name, (path, scheme) in PAGES.items():
+            browser.use(scheme, 1280, HEIGHT)
+            browser.open(path)
+            time.sleep(1.5)  # for the thumbnails
+            browser.driver.save_screenshot(str(out / f"{name}.png"))
+            print(out / f"{name}.png")
 
 
 if __name__ == "__main__":
