@@ -350,7 +350,7 @@ def _log_note() -> str:
         rows = session.connection().exec_driver_sql("SELECT count(*) FROM transactions").scalar()
     return (
         f"Of regraft's answers {rows:,} are rows of its log, warm-up included, and 2% of the "
-        "pictures are kept in S3 for reviews; doubtful ones would all be, of which this network has "
+        "pictures are kept in S3 for reviews; doubtful ones would all be, but this network has "
         "none. It checks each picture whole, bounds every body, follows the deployment log and "
         "keeps the digest of what it answered; the peers do nothing of it. All answer one picture "
         "a request."
