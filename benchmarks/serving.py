@@ -253,11 +253,13 @@ def load(
     counts = {float(at): count for at, count in told["response_times"].items()}
     spent = told["last_request_timestamp"] - told["start_time"]
     answered = told["num_requests"] - told["num_failures"]
+    if not answered:
+        raise SystemExit(f"all {told['num_failures']} requests to {path} failed")
     return Load(
         answered / spent,
         _quantile(counts, 0.5),
         _quantile(counts, 0.99),
-        1000 * (processor_seconds(process) - before) / max(1, answered),
+        1000 * (processor_seconds(process) - before) / answered,
         told["num_failures"],
     )
 
