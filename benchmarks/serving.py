@@ -253,11 +253,13 @@ def load(
     counts = {float(at): count for at, count in told["response_times"].items()}
     spent = told["last_request_timestamp"] - told["start_time"]
     answered = told["num_requests"] - told["num_failures"]
+    if not answered:
+        raise SystemExit(f"all {told['num_failures']} requests to {path} failed")
     return Load(
         answered / spent,
         _quantile(counts, 0.5),
         _quantile(counts, 0.99),
-        1000 * (processor_seconds(process) - before) / max(1, answered),
+        1000 * (processor_seconds(process) - before) / answered,
         told["num_failures"],
     )
 
@@ -350,9 +352,10 @@ def _log_note() -> str:
         rows = session.connection().exec_driver_sql("SELECT count(*) FROM transactions").scalar()
     return (
         f"Of regraft's answers {rows:,} are rows of its log, warm-up included, and 2% of the "
-        "pictures are kept in S3 for reviews; of doubtful ones, of which this network has none, all "
-        "would be. It checks each picture whole, bounds every body, follows the deployment log and keeps the digest of what "
-        "it answered; the peers do nothing of it. All answer one picture a request."
+        "pictures are kept in S3 for reviews; doubtful ones would all be, but this network has "
+        "none. It checks each picture whole, bounds every body, follows the deployment log and "
+        "keeps the digest of what it answered; the peers do nothing of it. All answer one picture "
+        "a request."
     )
 
 

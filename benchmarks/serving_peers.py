@@ -17,6 +17,7 @@ from typing import Any
 import litserve as ls
 import numpy as np
 import torch
+from fastapi import Request
 from PIL import Image
 
 BEST = 5
@@ -84,8 +85,8 @@ class Api(ls.LitAPI):  # type: ignore[misc]
         torch.set_num_threads(1)
         self.found = Network(self.checkpoint)
 
-    def decode_request(self, request: Any) -> torch.Tensor:
-        """The picture of a form."""
+    def decode_request(self, request: Request) -> torch.Tensor:
+        """The picture of a form, which comes in the request's place where this says `Request`."""
         return self.found.pixels(request["image"].file.read())
 
     def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:

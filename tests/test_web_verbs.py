@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import answering
@@ -24,7 +26,7 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def world(services: Addresses, template: str) -> Iterator[World]:
     """Three versions, of which the first serves."""
     with worlds.twin(answering.story(services, template)) as made:
@@ -52,10 +54,13 @@ def test_keys_are_made_listed_and_revoked(
 def test_the_service_starts_answers_and_stops_in_order(world: World) -> None:
     """One verb serves on the loopback; SIGTERM ends it and everything answered is written."""
     world.act(worlds.FREE, "DELETE FROM exports")  # deployed before files were kept
-    address = "http://127.0.0.1:18765"
+    with closing(socket.socket()) as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
     with (
         subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "web", "--port", "18765"],
+            [sys.executable, "-m", "flows.cli", "web", "--port", str(port)],
             env=os.environ, stderr=subprocess.PIPE, text=True,
         ) as process,
         httpx.Client(base_url=address, timeout=30) as client,
