@@ -95,7 +95,7 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
 def reliability(title: str, bins: Sequence[Bin]) -> Markup:
     """How right answers are by how sure they are; on the dashed line both are the same."""
     side = 300
-    start, end, base, top = LEFT, side - RIGHT, side - BOTTOM, TOP
+    start, end, base, top = LEFT, side - 2 * RIGHT, side - BOTTOM, TOP
 
     def x(share: float) -> float:
         return start + (end - start) * share
