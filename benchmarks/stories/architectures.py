@@ -82,6 +82,7 @@ def main() -> None:
         warn_if_busy()
         with services():
             play(given.data, told)
+        told = kept()
     if "adopted" not in told:
         raise SystemExit(f"{PATH} has not all that was to be played: leave --page out")
     draw(entrants(told))
