@@ -604,9 +604,10 @@ def flickering(count: int, scenes: int, share: float, seed: int) -> list[int | N
     [(1, 1, 0.0), (1500, 1500, 0.0), (1500, 99, 0.02), (1500, 1, 0.04), (1100, 1, 0.0)],
 )
 def test_firsts_are_those_of_comparing_each_with_each(
-    count: int, scenes: int, share: float, bits: int
+    count: int, scenes: int, share: float, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many scenes or one, alike or the same: what is looked up in bands is what the words say."""
+    monkeypatch.setattr(variety, "COMPARED", 30_000)
     hashes = flickering(count, scenes, share, seed=scenes)
     # those of an odd distance have other scenes
     mirrors = flickering(count, scenes, share, seed=scenes + bits % 2)[::-1]
