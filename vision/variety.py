@@ -23,6 +23,8 @@ ALIKE = 0.75
 # Hashes that are compared each with each, and pairs of others that are looked at in one go.
 TOGETHER = 512
 COMPARED = 1 << 20
+# What a pair that is looked up costs, measured in pairs that are compared without looking.
+LOOK_UP = 10
 
 
 def unit(rows: Sequence[bytes | None]) -> Features:
@@ -57,9 +59,18 @@ def firsts(hashes: Sequence[int | None], mirrors: Sequence[int | None], bits: in
         block = block[first[block] == block]
         _settle(first, block, ours[block], theirs[block], bits)
         leading = block[first[block] == block]
-        for band in listing:
-            for leader, copy in band.pairs(leading, ours[leading], bits):
-                np.minimum.at(first, copy, leader)
+        end = start + TOGETHER
+        rest = end + np.flatnonzero(first[end:] >= end)
+        if not len(rest):
+            break
+        agreeing = [band.agreeing(ours[leading]) for band in listing]
+        looked_at = sum(int((high - low).sum()) for low, high in agreeing)
+        if looked_at * LOOK_UP < len(leading) * len(rest):
+            for band, (low, high) in zip(listing, agreeing, strict=True):
+                for leader, copy in band.near(leading, ours[leading], low, high, bits):
+                    np.minimum.at(first, copy, leader)
+        else:  # pictures of one place, or flat ones, agree in whole bands without being near
+            _compare(first, leading, ours[leading], rest, ours[rest], theirs[rest], bits)
     found = np.arange(len(hashes))
     found[hashed] = hashed[first]
     return found
@@ -83,6 +94,17 @@ def _settle(first: Indices, block: Indices, ours: Words, theirs: Words, bits: in
             leads[place] = True
 
 
+def _compare(
+    first: Indices, leading: Indices, heads: Words, rest: Indices, ours: Words, theirs: Words,
+    bits: int,
+) -> None:
+    """Compare each of some that lead with all that are left."""
+    for leader, head in zip(leading, heads, strict=True):
+        near = np.bitwise_count(ours ^ head) <= bits
+        near |= np.bitwise_count(theirs ^ head) <= bits
+        first[rest[near]] = np.minimum(first[rest[near]], leader)
+
+
 @dataclass(frozen=True)
 class _Band:
     """All hashes, those of mirror images behind the others, sorted by some of their bits."""
@@ -92,10 +114,16 @@ class _Band:
     order: Indices
     keys: Words
 
-    def pairs(self, leading: Indices, ours: Words, bits: int) -> Iterator[tuple[Indices, Indices]]:
-        """Pictures with those near them that agree with them in these bits, some at a time."""
+    def agreeing(self, ours: Words) -> tuple[Indices, Indices]:
+        """Where those begin and end that agree with each of these in the bits."""
         wanted = ours & self.mask
         low, high = (np.searchsorted(self.keys, wanted, side) for side in ("left", "right"))
+        return low, high
+
+    def near(
+        self, leading: Indices, ours: Words, low: Indices, high: Indices, bits: int
+    ) -> Iterator[tuple[Indices, Indices]]:
+        """Pictures with those near them among the ones that agree with them, some at a time."""
         ends = np.cumsum(high - low)
         cuts = np.searchsorted(ends, np.arange(COMPARED, ends[-1], COMPARED)) if len(ends) else []
         for some in np.split(np.arange(len(leading)), cuts):
