@@ -125,7 +125,7 @@ class _Band:
     ) -> Iterator[tuple[Indices, Indices]]:
         """Pictures with those near them among the ones that agree with them, some at a time."""
         ends = np.cumsum(high - low)
-        cuts = np.searchsorted(ends, np.arange(COMPARED, ends[-1], COMPARED)) if len(ends) else []
+        cuts = np.searchsorted(ends, np.arange(COMPARED, ends.max(initial=0), COMPARED))
         for some in np.split(np.arange(len(leading)), cuts):
             counts = high[some] - low[some]
             within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
