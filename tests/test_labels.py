@@ -288,6 +288,7 @@ def test_a_class_of_mined_images_alone_waits_for_one_of_a_person(
     with database.transaction() as session:
         counted = {one.class_name: one for one in snapshots.counts(session, 6, None)}
         assert (counted["okapi"].usable, counted["okapi"].lacks) == (12, 1)
+        assert counted["okapi"].wanting.startswith("needs 1 more validation image")
         assert counted["ring"].lacks == 0
     put(storage, "labelled/okapi/1.png", picture(1, "bar"))
     put(storage, "labelled/okapi/2.png", picture(2, "bar"))

@@ -21,6 +21,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
+from prefects import state_of
 from sqlalchemy.exc import DBAPIError
 from test_deployments import ROOT, deployment_gone, wait_for
 from test_kill import kill_at
@@ -480,14 +481,6 @@ def test_a_killed_one_is_shown_as_crashed(shortlisted: World) -> None:
 
 
 PROCESS = "UPDATE runs SET host = :host, pid = :pid WHERE flow_run_id = :id"
-
-
-def state_of(flow_run_id: UUID) -> str:
-    """What Prefect shows a flow run as."""
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(flow_run_id).state
-    assert state is not None
-    return str(state.type.value)
 
 
 def test_it_is_called_through_the_api(
