@@ -133,7 +133,7 @@ def play(data: Path, model: str, size: int, epochs: tuple[int, ...]) -> list[Tol
 def night(name: str, plan: Any) -> Told:
     """Run the nightly flow and gather what it stored."""
     from flows.nightly import nightly
-    from flows.screens import version_facts
+    from flows.cli.screens import version_facts
 
     started = time.perf_counter()
     outcome = nightly(plan=plan)
