@@ -74,7 +74,7 @@ def _assembled() -> typer.Typer:
         for verbs in (module.verbs for module in modules):
             for one in (*verbs.registered_commands, *verbs.registered_groups):
                 one.rich_help_panel = heading
-            whole.add_typer(verbs)
+            whole.add_typer(verbs, rich_help_panel=heading)
     return whole
 
 

@@ -14,12 +14,12 @@ from flows.cli.printing import plain_text, print_json, print_table, say, say_som
 if TYPE_CHECKING:
     from tasks.benchmark import Frozenness
 
-verbs = typer.Typer()
-group = typer.Typer(help="Freeze, grow and look at the benchmark.", no_args_is_help=True)
-verbs.add_typer(group, name="benchmark")
+verbs = typer.Typer(
+    name="benchmark", help="Freeze, grow and look at the benchmark.", no_args_is_help=True
+)
 
 
-@group.command()
+@verbs.command()
 def freeze(
     why: Why,
     by: By,
@@ -36,7 +36,7 @@ def freeze(
     _say_frozen(benchmark.freeze(by, why), as_json)
 
 
-@group.command()
+@verbs.command()
 def grow(
     why: Why,
     by: By,
@@ -53,7 +53,7 @@ def grow(
     _say_frozen(benchmark.grow(by, why), as_json)
 
 
-@group.command()
+@verbs.command()
 def withdraw(
     images: Annotated[list[str], typer.Argument(help="Keys or digests of benchmark images.")],
     why: Why,
@@ -74,7 +74,7 @@ def withdraw(
     say(str(row.power.get("sentence", "")))
 
 
-@group.command("list")
+@verbs.command("list")
 def list_benchmarks(as_json: Json = False) -> None:
     """List the benchmark's versions: their sizes, who made them and why, and looks at each.
 
@@ -101,7 +101,7 @@ def list_benchmarks(as_json: Json = False) -> None:
     )  # fmt: skip
 
 
-@group.command("show")
+@verbs.command("show")
 def show_benchmark(
     version: Annotated[int | None, typer.Argument(
         help="A benchmark version; by default the newest.", show_default=False)] = None,

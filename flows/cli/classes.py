@@ -14,12 +14,12 @@ from flows.cli.printing import answer, plain_text, print_json, print_table, say
 if TYPE_CHECKING:
     from records.classes import NameRow
 
-verbs = typer.Typer()
-group = typer.Typer(help="Look at classes; rename, merge and split them.", no_args_is_help=True)
-verbs.add_typer(group, name="class")
+verbs = typer.Typer(
+    name="class", help="Look at classes; rename, merge and split them.", no_args_is_help=True
+)
 
 
-@group.command("list")
+@verbs.command("list")
 def list_classes(cutoff: Annotated[int, typer.Option(
                      help="Fewest usable images that a class needs to be trained.")] = 40,
                  as_json: Json = False) -> None:  # fmt: skip
@@ -62,7 +62,7 @@ def _became_so(row: NameRow) -> str:
     return f"{now}{acts[row.act]} on {row.at:%Y-%m-%d}{by}{why}"
 
 
-@group.command("log")
+@verbs.command("log")
 def log_of_classes(most: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
                    as_json: Json = False) -> None:  # fmt: skip
     """List who made, renamed, merged and split classes, and why.
@@ -90,7 +90,7 @@ def log_of_classes(most: Annotated[int, typer.Option(help="How many, the newest 
     )  # fmt: skip
 
 
-@group.command("rename")
+@verbs.command("rename")
 def rename_class(name: Annotated[str, typer.Argument(help="What it is called now.")],
                  to: Annotated[str, typer.Argument(help="What it is called from now on.")],
                  why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
@@ -109,7 +109,7 @@ def rename_class(name: Annotated[str, typer.Argument(help="What it is called now
           f"{name!r} is called {to!r}: {images} images", as_json)  # fmt: skip
 
 
-@group.command("merge")
+@verbs.command("merge")
 def merge_classes(name: Annotated[str, typer.Argument(help="The class that goes.")],
                   into: Annotated[str, typer.Argument(help="The class that takes its images.")],
                   why: Why, by: By, as_json: Json = False) -> None:  # fmt: skip
@@ -128,7 +128,7 @@ def merge_classes(name: Annotated[str, typer.Argument(help="The class that goes.
           f"{name!r} is part of {into!r}: {images} images", as_json)  # fmt: skip
 
 
-@group.command("split")
+@verbs.command("split")
 def split_class(name: Annotated[str, typer.Argument(help="The class to take images from.")],
                 file: Annotated[Path, typer.Option(
                     "--from", help="A CSV or JSON file with columns sha256 or key, and label.",

@@ -9,9 +9,7 @@ import typer
 
 from flows.cli.options import Json
 
-verbs = typer.Typer()
-group = typer.Typer(invoke_without_command=True)
-verbs.add_typer(group, name="find")
+verbs = typer.Typer(name="find", invoke_without_command=True)
 
 OfVersion = Annotated[
     int | None,
@@ -28,7 +26,7 @@ Sheet = Annotated[
 ]
 
 
-@group.callback()
+@verbs.callback()
 def find(
     context: typer.Context,
     class_name: Annotated[
@@ -67,7 +65,7 @@ def find(
     )  # fmt: skip
 
 
-@group.command()
+@verbs.command()
 def scarce(
     class_name: Annotated[
         str | None, typer.Option("--class", help="This class alone, however many it has.")
@@ -99,7 +97,7 @@ def scarce(
     )  # fmt: skip
 
 
-@group.command()
+@verbs.command()
 def staged(
     class_name: Annotated[str | None, typer.Option("--class", help="This class alone.")] = None,
     version: OfVersion = None,
@@ -122,7 +120,7 @@ def staged(
     )  # fmt: skip
 
 
-@group.command("look-alike")
+@verbs.command("look-alike")
 def look_alike(
     class_name: Annotated[str, typer.Argument(metavar="CLASS", help="What they are taken for.")],
     below: Annotated[
@@ -152,7 +150,7 @@ def look_alike(
     )  # fmt: skip
 
 
-@group.command()
+@verbs.command()
 def unknown(
     version: OfVersion = None,
     pool: OfPool = None,
@@ -173,7 +171,7 @@ def unknown(
     )
 
 
-@group.command()
+@verbs.command()
 def junk(
     below: Annotated[float | None, typer.Option(help="At less than this confidence.")] = None,
     version: OfVersion = None,
