@@ -132,8 +132,8 @@ def play(data: Path, model: str, size: int, epochs: tuple[int, ...]) -> list[Tol
 
 def night(name: str, plan: Any) -> Told:
     """Run the nightly flow and gather what it stored."""
+    from flows.cli.screens import version_facts
     from flows.nightly import nightly
-    from flows.screens import version_facts
 
     started = time.perf_counter()
     outcome = nightly(plan=plan)

@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from infra.storage import bad_key
 from records import classes
 from records.objects import LABELLED, normalised
 
@@ -155,6 +154,8 @@ def remove(session: Session, wishes: Sequence[Wish], by: str, why: str | None = 
 
     All or nothing; `restore` brings them back.
     """
+    from infra.storage import bad_key  # loads boto3, for which questions need not wait
+
     _begin(session, by)
     there, removed = _chosen(session, wishes)
     _refuse(

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from worlds import Story
 
-from flows import screens
+from flows.cli import screens
 from flows.nightly import nightly
 from infra.database import Busy, Database, run_lock
 from infra.embedded import Addresses

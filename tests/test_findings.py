@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from test_cli import regraft
 from worlds import World
 
-from flows import finding
+from flows.cli.found import as_text
 from infra.embedded import Addresses
 from infra.storage import Listed
 from records import classes, findings, identifications, pools, runs, snapshots, versions
@@ -518,7 +518,7 @@ def test_cells_are_no_formulas(session: Session) -> None:
     """A class that is named like a formula is text to a spreadsheet."""
     row = findings.matching(session, most=1).rows[0]
     odd = [replace(row, class_name="=1+1", key=key) for key in ("@sum", "'=p/1", "'p/1", "''-")]
-    page = finding.as_text(Findings("", tuple(odd)))
+    page = as_text(Findings("", tuple(odd)))
     told = next(csv.DictReader(StringIO(page)))
     assert (told["class_name"], told["key"]) == ("'=1+1", "'@sum")
     assert [one.key for one in labelling.read("x.csv", page.encode())] == [one.key for one in odd]

@@ -28,7 +28,8 @@ from test_kill import kill_at
 from typer.testing import CliRunner
 from worlds import Story, World
 
-from flows import cli, deployments, shortlist
+from flows import deployments, shortlist
+from flows.cli import app
 from flows.identify import identify
 from flows.nightly import nightly
 from flows.throwaway import chosen, throwaway
@@ -118,7 +119,7 @@ def test_the_shortlist_follows_what_people_confirm(
         assert (ring.class_name, ring.had, ring.has, ring.lacks) == ("ring", 12, 12, 8)
         assert (ring.judged, ring.confirmed, ring.outlook.precision) == (0, 0, None)
         assert ring.reaches == "open"
-        shown = runner.invoke(cli.app, ["shortlist"])
+        shown = runner.invoke(app, ["shortlist"])
         assert shortlist.NONE_YET in shown.stdout, shown.output
         found = shortlist.candidates("ring")
         assert {one.state for one in found} == {"waiting"}
@@ -133,7 +134,7 @@ def test_the_shortlist_follows_what_people_confirm(
             lines = " ".join(capsys.readouterr().out.split())
             assert ("Nobody has dismissed any of ring" in lines) == flatters
 
-        listed = runner.invoke(cli.app, ["shortlist", "--class", "ring", "--csv"]).stdout
+        listed = runner.invoke(app, ["shortlist", "--class", "ring", "--csv"]).stdout
         read = list(csv.DictReader(io.StringIO(listed)))
         assert [(one["sha256"], one["label"]) for one in read] == [
             (one.sha256, "ring") for one in found
@@ -154,10 +155,10 @@ def test_the_shortlist_follows_what_people_confirm(
         [ring] = shortlist.of_run().classes
         assert (ring.confirmed, ring.lacks, ring.reaches) == (len(right), 0, "yes, next intake")
         for words in (["shortlist"], ["shortlist", "--class", "ring"], ["show", "3"]):
-            shown = runner.invoke(cli.app, words)
+            shown = runner.invoke(app, words)
             assert shown.exit_code == 0, shown.output
             assert max(map(len, shown.stdout.splitlines())) <= 80
-        listed = runner.invoke(cli.app, ["shortlist", "--csv"]).stdout
+        listed = runner.invoke(app, ["shortlist", "--csv"]).stdout
         [row] = csv.DictReader(io.StringIO(listed))
         assert (row["class_name"], row["confirmed"]) == ("ring", str(len(right)))
 
