@@ -30,10 +30,11 @@ def list_classes(cutoff: Annotated[int, typer.Option(
     Example: regraft class list --cutoff 40
     """
     from infra import database
-    from records import classes
+    from records import classes, snapshots
 
     with database.connect().transaction() as session:
         rows = classes.listed(session)
+        lacks = {one.class_name: one.lacks for one in snapshots.counts(session, cutoff, None)}
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
         return
@@ -46,7 +47,7 @@ def list_classes(cutoff: Annotated[int, typer.Option(
             (
                 plain_text(row.name),
                 *(("", "", "") if row.became else
-                  (f"{row.usable:,}", f"{row.mined:,}", f"{max(0, cutoff - row.usable) or ''}")),
+                  (f"{row.usable:,}", f"{row.mined:,}", f"{lacks.get(row.name, cutoff) or ''}")),
                 plain_text(_became_so(row)),
             )
             for row in rows
