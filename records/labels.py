@@ -428,7 +428,8 @@ def _nothing(one: Wish, images: set[str], keyed: set[str]) -> str:
     if len(images) > 1 or len(keyed) > 1:
         return f"names several images ({one.image or one.key!r}): use the whole digest"
     word = one.image or one.key or ""
-    return f"names {word[:80]!r}, which no pool holds: `regraft identify` reads a pool"
+    return (f"names {word[:80]!r}, which no pool holds as a picture: `regraft identify` reads a "
+            "pool, `regraft unreadable` lists what is none")
 
 
 def _known(session: Session, digests: list[str]) -> dict[str, _Known]:
