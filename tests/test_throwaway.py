@@ -379,7 +379,7 @@ def test_near_the_cutoff_is_what_another_run_would_learn(shortlisted: World) -> 
     move = (
         "UPDATE images SET class_id = (SELECT id FROM classes WHERE name = 'okapi') WHERE sha256 "
         "IN (SELECT i.sha256 FROM images i JOIN classes c ON c.id = i.class_id "
-        "WHERE c.name = 'circle' AND i.split = 'train' AND i.withdrawn_at IS NULL LIMIT {})"
+        "WHERE c.name = 'circle' AND i.split = '{}' AND i.withdrawn_at IS NULL LIMIT {})"
     )
     with worlds.rows_of(shortlisted) as world:
 
@@ -392,11 +392,14 @@ def test_near_the_cutoff_is_what_another_run_would_learn(shortlisted: World) -> 
             "UPDATE runs SET flow_run_id = 'a night', plan = jsonb_set(plan, '{cutoff}', '20') "
             "WHERE id = 2",
             "INSERT INTO classes (name) VALUES ('okapi')",
-            move.format(LOWER - 1),
+            move.format("train", LOWER - 1),
         )
         assert near() == {"ring": (RINGS, False), "circle": (15, False), "okapi": (9, False)}
-        world.act(move.format(1))
-        assert near() == {"ring": (RINGS, False), "circle": (14, False), "okapi": (10, True)}
+        world.act(move.format("train", 1))
+        # enough of them, and none to validate on
+        assert near() == {"ring": (RINGS, False), "circle": (14, False), "okapi": (10, False)}
+        world.act(move.format("validation", 1))
+        assert near() == {"ring": (RINGS, False), "circle": (13, False), "okapi": (11, True)}
 
 
 def test_what_cannot_be_is_refused_in_one_line(story: Story) -> None:
