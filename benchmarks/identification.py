@@ -1,6 +1,6 @@
 """Identification of 100,000 small images: against its limit, in memory that stays, and killed.
 
-    python -m benchmarks.identification --data ../shared/data/cifar10_sample
+    python -m benchmarks.identification --data DATA/cifar10_sample
 
 The pool holds scans of at most 48 pixels, each under twenty encodings, no two of the same bytes.
 Each identification is a process of its own and the whole: listing, GET, decoding, the network in

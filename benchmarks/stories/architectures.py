@@ -1,6 +1,6 @@
 """The bake-off: which architecture a service should grow on, and `regraft adopt` of the winner.
 
-    python -m benchmarks.stories.architectures --data ../shared/data
+    python -m benchmarks.stories.architectures --data DATA
 
 Everything is real: an embedded Postgres, S3 and Prefect of its own, images loaded into S3, a
 frozen benchmark. A first night at 64 pixels serves; then three bake-offs, one for each seed,
