@@ -1,6 +1,6 @@
 """Two nights on Caltech-101: 60 classes, then all 101, against logistic regression.
 
-    python benchmarks/caltech_nights.py --data ../shared/data
+    python benchmarks/caltech_nights.py --data DATA
 
 Everything is real: an embedded Postgres, S3 and Prefect of its own, the images loaded into S3, a
 benchmark of five images of each class, frozen before night 1 and grown for the new classes before
@@ -132,8 +132,8 @@ def play(data: Path, model: str, size: int, epochs: tuple[int, ...]) -> list[Tol
 
 def night(name: str, plan: Any) -> Told:
     """Run the nightly flow and gather what it stored."""
+    from flows.cli.screens import version_facts
     from flows.nightly import nightly
-    from flows.screens import version_facts
 
     started = time.perf_counter()
     outcome = nightly(plan=plan)

@@ -1,6 +1,6 @@
 """Identification of 100,000 small images: against its limit, in memory that stays, and killed.
 
-    python -m benchmarks.identification --data ../shared/data/cifar10_sample
+    python -m benchmarks.identification --data DATA/cifar10_sample
 
 The pool holds scans of at most 48 pixels, each under twenty encodings, no two of the same bytes.
 Each identification is a process of its own and the whole: listing, GET, decoding, the network in
@@ -41,7 +41,7 @@ from benchmarks.evaluation import CLASSES, busy, engines, turns
 from benchmarks.figures import Figure, Goal, Part, Row, take_turns
 from benchmarks.photographs import photographs
 from benchmarks.services import services
-from vision.fitting import keep_freed_memory
+from vision import memory
 from vision.images import examine
 from vision.network import Loaded, build, save
 from vision.plan import Plan
@@ -67,7 +67,7 @@ def main() -> None:
     """Fill the pools, then identify them in turn with the limit, in memory and killed."""
     given = bench.arguments(PART, IMAGES)
     device = device_named("cuda" if given.gpu else "cpu")
-    keep_freed_memory()
+    memory.keep_freed()
     with services(prefect=False):
         an_evaluation()  # the run and the snapshot that versions name
         keys = fill(given.size, given.data)

@@ -7,7 +7,8 @@ What a stop does. SIGTERM or SIGINT to `serve` ends the night's process too: its
 failed on the way out, or as crashed by the next holder of the lock, and `serve` marks the flow run
 crashed before it leaves. After SIGKILL or a power cut three things follow: the lock is free within
 milliseconds, the heartbeat automation marks the flow run crashed within 90 seconds while the server
-lives, and the next start of `serve` does so at once.
+lives, and the next start of `serve` does so at once. An identification that somebody called is no
+deployment's: the next one, or the next start of `serve`, finds that its lock is free.
 
 What a gap does. Nights missed while nobody served are not made up for: registering the deployment
 deletes its scheduled runs that never began, and the next night takes in whatever has come since.
@@ -39,16 +40,10 @@ import prefect
 from prefect import Flow, get_client
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-)
 from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
     FlowRun,
-    State,
     StateType,
 )
 from prefect.deployments.runner import RunnerDeployment
@@ -56,12 +51,14 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from flows import dead
 from flows.bakeoff import bakeoff
 from flows.control import control
+from flows.dead import GRACE, is_past_grace
+from flows.identify import crash_dead_identifications
 from flows.nightly import nightly
 from flows.pretrain import pretrain
 from flows.report import NEAR_CUTOFF
@@ -80,11 +77,7 @@ AUTOMATION = "regraft: crash zombie flows"
 SHORTLISTS = "regraft: shortlists for classes near the cutoff"
 HEARTBEAT_SECONDS = 30  # the most frequent that Prefect sends
 SILENT_SECONDS = 90
-# A flow run that holds no lock and has no row of ours is only beginning or ending, up to this age.
-GRACE = timedelta(minutes=2)
 STOP_SECONDS = 10.0  # for a stopped night to let go of the lock
-MOST_RUNS = 200  # in one answer of the server
-RUNNING = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
 
 
 class NoServer(RuntimeError):
@@ -127,6 +120,7 @@ def serve(
     else:
         shortlist_after_nights(ids[shortlisting.name])
     reap()
+    crash_dead_identifications()
     try:
         prefect.serve(
             *served,
@@ -343,23 +337,10 @@ def reap(patience: float = 0.0) -> list[UUID]:
 
 def _crash_the_dead(client: SyncPrefectClient) -> list[UUID]:
     flows = [flow.name for flow in (nightly, control, pretrain, bakeoff, throwaway)]
-    found = client.read_flow_runs(
-        flow_filter=FlowFilter.model_validate({"name": {"any_": flows}}),
-        flow_run_filter=RUNNING,
-        limit=MOST_RUNS,
-    )
-    dead = [one.id for one in found if _is_dead(one)]
+    found = [one.id for one in dead.running(client, flows) if _is_dead(one)]
     # What a throw-away run's process answered a pool in died with it.
-    inner = client.read_flow_runs(
-        flow_run_filter=RUNNING.model_copy(
-            update={"parent_flow_run_id": FlowRunFilterParentFlowRunId(any_=dead)}
-        ),
-        limit=MOST_RUNS,
-    ) if dead else []  # fmt: skip
-    for flow_run_id in [*dead, *(one.id for one in inner)]:
-        state: State[None] = Crashed(message="its process died; found when `regraft serve` looked")
-        client.set_flow_run_state(flow_run_id, state, force=True)
-    return dead
+    dead.crash(client, [*found, *(one.id for one in dead.running_within(client, found))])
+    return found
 
 
 def _is_dead(flow_run: FlowRun) -> bool:
@@ -371,8 +352,7 @@ def _is_dead(flow_run: FlowRun) -> bool:
     with database.connect().transaction() as session:
         process = runs.process_of(session, str(flow_run.id))
     if process is None:
-        began = flow_run.start_time or flow_run.created or datetime.now(UTC)
-        return datetime.now(UTC) - began > GRACE
+        return is_past_grace(flow_run)
     if process.state == "crashed":
         return True
     if process.host == socket.gethostname():
@@ -406,6 +386,7 @@ def watch() -> None:
                 ) from None
     crash_silent_runs(found)
     reap()
+    crash_dead_identifications()
 
 
 if __name__ == "__main__":

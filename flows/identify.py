@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from uuid import UUID
 
-from prefect import flow
+from prefect import flow, get_client
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from flows import report
+from flows import dead, report
 from flows.scoring import NothingServes
 from infra import database
+from infra.database import Busy, RunLock, lock_for_transaction, run_lock
 from records import deployments, identifications, pools
 from records.pools import Unreadable
 from tasks.identification import answer, begin, locate
@@ -104,18 +108,58 @@ def identify(
 
     pool: `s3://PREFIX` in our bucket, or a local folder, which is loaded first. targets: classes
     whose confidence is kept even where others are more likely. precision: whose threshold says
-    what would be shown. It takes no lock, and changes nothing that trains or serves. Killed and
+    what would be shown. It waits for nobody, and changes nothing that trains or serves. Killed and
     run again it goes on; run by several processes at once, they share the work. Raises `BadPool`,
     `CannotIdentify`, `NothingServes`.
     """
-    version = version_id if version_id is not None else _champion()
-    started = time.monotonic()
-    identification_id = begin(locate(pool), version, targets or [], precision, report.flow_run_id())
-    report.name_run(version)
-    answer(identification_id)
-    done = _told(identification_id, time.monotonic() - started)
-    _publish(done)
+    flow_run_id = report.flow_run_id()
+    with _alive(flow_run_id):
+        if flow_run_id is not None:
+            with courtesy("look for dead identifications"):
+                crash_dead_identifications()
+        version = version_id if version_id is not None else _champion()
+        started = time.monotonic()
+        identification_id = begin(locate(pool), version, targets or [], precision, flow_run_id)
+        report.name_run(version)
+        answer(identification_id, flow_run_id)
+        done = _told(identification_id, time.monotonic() - started)
+        _publish(done)
     return done
+
+
+def crash_dead_identifications() -> list[UUID]:
+    """Mark the flow runs of identifications that were killed as crashed; answers which."""
+    with get_client(sync_client=True) as client:
+        found = [one.id for one in dead.running(client, [identify.name]) if _is_dead(one)]
+        dead.crash(client, found)
+    return found
+
+
+def _alive(flow_run_id: str | None) -> AbstractContextManager[RunLock | None]:
+    """Hold a lock of one's own for the block, so that others see that this process lives."""
+    if flow_run_id is None:
+        return nullcontext()
+    return run_lock(database.connect(), _lock_of(flow_run_id))
+
+
+def _lock_of(flow_run_id: str) -> str:
+    return f"regraft-identify-{flow_run_id}"
+
+
+def _is_dead(flow_run: FlowRun) -> bool:
+    """Whether nobody holds its lock, which it takes before it writes anything down.
+
+    One that has written nothing may be about to take it, and must find it free.
+    """
+    name = str(flow_run.id)
+    with database.connect().transaction() as session:
+        if not (dead.is_past_grace(flow_run) or identifications.wrote(session, name)):
+            return False
+        try:
+            lock_for_transaction(session, _lock_of(name))
+        except Busy:
+            return False
+    return True
 
 
 def _champion() -> int:

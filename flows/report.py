@@ -191,11 +191,11 @@ def _version(session: Session, version_id: int) -> list[str]:
     counts = snapshots.class_counts(session, version.snapshot_digest)
     short = sorted((one for one in counts if one.lacks), key=lambda one: one.lacks)
     if short:
-        named = ", ".join(
-            f"{inert(one.class_name)} lacks {one.lacks}" for one in short[:MOST_CLASSES]
+        named = "; ".join(
+            f"{inert(one.class_name)} {one.wanting}" for one in short[:MOST_CLASSES]
         )
         rest = f" and {len(short) - MOST_CLASSES} more" if len(short) > MOST_CLASSES else ""
-        lines += ["", f"Under the cutoff: {named}{rest}."]
+        lines += ["", f"Left out: {named}{rest}."]
     return [*lines, ""]
 
 

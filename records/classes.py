@@ -15,7 +15,6 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.orm import Session
 
 from infra.database import lock_for_transaction
-from infra.storage import bad_key
 from records.objects import LABELLED, normalised
 from records.tables import Class, ClassAct
 
@@ -119,6 +118,8 @@ def renamed(class_names: Sequence[str], today: Mapping[str, str]) -> tuple[str, 
 
 def name_problem(name: str) -> str | None:
     """Why nothing can be called so, or None."""
+    from infra.storage import bad_key  # loads boto3, for which questions need not wait
+
     if not name:
         return "a class needs a name"
     if "/" in name:

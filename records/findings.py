@@ -459,10 +459,13 @@ def _offered(
     for one in sorted(_candidates(found), key=lambda one: _best_first(one.found)):
         by_class[one.found.class_name].append(one)
     distinct = {name: _without_copies(some) for name, some in by_class.items()}
-    features = _features(
-        session, asked.version_id, [one for some in distinct.values() for one in some]
-    )
     shares = _in_turn([len(some) for some in distinct.values()], asked.most)
+    # where all are shown there is nothing to choose
+    chosen_from = [
+        one for some, share in zip(distinct.values(), shares, strict=True) if 0 < share < len(some)
+        for one in some
+    ]  # fmt: skip
+    features = _features(session, asked.version_id, chosen_from)
     shown: list[Found] = []
     for need, share in zip(needs, shares, strict=True):
         rows = [one.found for one in distinct[need.class_name]]
@@ -488,8 +491,8 @@ _TARGETS = """
 def _varied(
     rows: Sequence[Found], features: Mapping[str, bytes], most: int
 ) -> list[Found]:
-    if not most:
-        return []
+    if not 0 < most < len(rows):
+        return list(rows[:most])
     vectors = variety.unit([features.get(row.sha256) for row in rows])
     worth = np.array([row.confidence for row in rows], dtype=np.float32)
     return [rows[place] for place in variety.varied(vectors, worth, most)]

@@ -7,6 +7,9 @@ was taken over writes nothing.
 
 from __future__ import annotations
 
+import os
+import socket
+import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -146,6 +149,25 @@ def listed(session: Session, most: int = 20) -> list[IdentificationRow]:
     """The newest identifications first."""
     rows = session.execute(text(f"{_ROWS} ORDER BY i.id DESC LIMIT :most"), {"most": most})
     return [IdentificationRow(*row) for row in rows]
+
+
+def wrote(session: Session, flow_run_id: str) -> bool:
+    """Whether a flow run began an identification, or a shard's newest claim is signed with it."""
+    found = session.scalar(
+        text(
+            """
+            SELECT EXISTS (SELECT 1 FROM identifications WHERE flow_run_id = :id)
+                OR EXISTS (SELECT 1 FROM shards WHERE claimed_by LIKE '%:' || :id)
+            """
+        ),
+        {"id": flow_run_id},
+    )
+    return bool(found)
+
+
+def signature(flow_run_id: str | None) -> str:
+    """What this process signs its claims with: host, process, and its flow run, if it is one."""
+    return f"{socket.gethostname()}:{os.getpid()}:{flow_run_id or uuid.uuid4().hex[:8]}"
 
 
 # --- the listing ----------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from infra.storage import bad_key
 from records import classes
 from records.objects import LABELLED, normalised
 
@@ -182,6 +181,8 @@ def remove(session: Session, wishes: Sequence[Wish], by: str, why: str | None = 
 
     All or nothing; `restore` brings them back.
     """
+    from infra.storage import bad_key  # loads boto3, for which questions need not wait
+
     _begin(session, by)
     there, removed = _chosen(session, wishes)
     _refuse(
@@ -457,7 +458,8 @@ def _nothing(one: Wish, images: set[str], keyed: set[str]) -> str:
     if len(images) > 1 or len(keyed) > 1:
         return f"names several images ({one.image or one.key!r}): use the whole digest"
     word = one.image or one.key or ""
-    return f"names {word[:80]!r}, which no pool holds: `regraft identify` reads a pool"
+    return (f"names {word[:80]!r}, which no pool holds as a picture: `regraft identify` reads a "
+            "pool, `regraft unreadable` lists what is none")
 
 
 def _known(session: Session, digests: list[str]) -> dict[str, _Known]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from infra.database import copy_out, copy_rows
 from records.nearness import near
-from records.snapshots import ClassCount
+from records.snapshots import ClassCount, counted
 from records.splits import SPLIT_CYCLE
 
 # Part of the digest of every list that is chosen here, as `records.snapshots.POLICY` is there.
@@ -158,16 +158,15 @@ def counts(session: Session, prefix: str, cutoff: int, most: int | None) -> list
     """Every class of the compared listing with what it has and what it lacks to be trained."""
     rows = session.connection().exec_driver_sql(
         f"""
-        SELECT label, max(usable), greatest(%(cutoff)s - max(usable), 0),
-               count(*) FILTER (WHERE split = 'train'),
+        SELECT label, max(usable), count(*) FILTER (WHERE split = 'train'),
                count(*) FILTER (WHERE split = 'validation'),
                count(*) FILTER (WHERE split = 'test')
         FROM ({_RANKED}) ranked
         WHERE %(most)s::bigint IS NULL OR place <= %(most)s GROUP BY label ORDER BY label
         """,  # noqa: S608
-        {"prefix": prefix, "cutoff": cutoff, "most": most},
+        {"prefix": prefix, "most": most},
     )
-    return [ClassCount(*row) for row in rows]
+    return counted(rows.tuples(), cutoff)
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import func, insert, select, text
@@ -31,7 +31,8 @@ class SnapshotRow:
 class ClassCount:
     """What a class has for a snapshot; `lacks` above 0 leaves it out.
 
-    One that rests on mined images, which only train, lacks at least the image to validate on.
+    It lacks what is missing to the cutoff, and at least one image for each of the two splits,
+    training and validation, in which it has none.
     """
 
     class_name: str
@@ -40,6 +41,34 @@ class ClassCount:
     train: int
     validation: int
     test: int
+
+    @property
+    def wanting(self) -> str:
+        """What a class that is left out lacks, in words; where a split is empty, with the mend."""
+        empty = _empty_splits(self.train, self.validation)
+        if self.lacks > len(empty):
+            return f"lacks {self.lacks}"
+        kinds = " and 1 more ".join(empty)
+        return f"needs 1 more {kinds} image: add real images that are near none of its others"
+
+
+def counted(
+    rows: Iterable[tuple[str, int, int, int, int]], cutoff: int
+) -> list[ClassCount]:
+    """The counts of classes, from rows of name, usable, and those of each split that would do."""
+    return [
+        ClassCount(
+            name, usable, max(0, cutoff - usable, len(_empty_splits(train, validation))),
+            train, validation, test,
+        )
+        for name, usable, train, validation, test in rows
+    ]  # fmt: skip
+
+
+def _empty_splits(train: int, validation: int) -> list[str]:
+    """A class is learned from one, and judged by the other."""
+    held = {"training": train, "validation": validation}
+    return [split for split, images in held.items() if not images]
 
 
 # What a snapshot may choose, as a condition on images i.
@@ -83,11 +112,7 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
     rows = session.execute(
         text(
             f"""
-            SELECT c.name, u.usable,
-                   greatest(:cutoff - u.usable, CASE WHEN k.validation = 0 AND EXISTS (
-                       SELECT 1 FROM images i WHERE i.class_id = c.id AND i.mined AND {USABLE})
-                       THEN 1 ELSE 0 END),
-                   k.train, k.validation, k.test
+            SELECT c.name, u.usable, k.train, k.validation, k.test
             FROM classes c
             CROSS JOIN LATERAL (
                 SELECT count(*) AS usable FROM images i
@@ -100,9 +125,9 @@ def counts(session: Session, cutoff: int, most: int | None) -> list[ClassCount]:
             WHERE u.usable > 0 ORDER BY c.name
             """  # noqa: S608
         ),
-        {"cutoff": cutoff, "most": most},
+        {"most": most},
     )
-    return [ClassCount(*row) for row in rows]
+    return counted(rows.tuples(), cutoff)
 
 
 def revision(session: Session) -> int:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -191,13 +188,13 @@ def begin(
 
 
 @reading("identify")
-def answer(identification_id: int) -> None:
+def answer(identification_id: int, flow_run_id: str | None = None) -> None:
     """Answer what is left of an identification, beside whoever else does, until all is done.
 
     Killed, it leaves what it has written down, and at most LEASE_SECONDS later another one takes
     over what it had claimed.
     """
-    worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    worker = identifications.signature(flow_run_id)
     row = _row(identification_id)
     with (
         progress(f"identify {row.prefix}", None) as advance,

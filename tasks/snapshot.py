@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from records.snapshots import ClassCount
 from tasks.step import reading, timed
 from vision.plan import Plan
 
+log = logging.getLogger("regraft")
+
+MOST_NAMED = 5  # classes that are left out, in one line
 SCHEMA = pa.schema([("sha256", pa.string()), ("class", pa.string()), ("split", pa.string())])
 
 
 class NothingToTrain(RuntimeError):
-    """Too few classes reach the cutoff."""
+    """Too few classes can be trained."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def write(
     function, as `records.snapshots.export` does. Raises `NothingToTrain`.
     """
     _refuse_too_little(classes, plan)
+    _say_what_waits(classes, plan)
     enough = [one.class_name for one in classes if one.lacks == 0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.parquet"
@@ -95,20 +100,26 @@ def write(
 
 
 def _refuse_too_little(classes: list[ClassCount], plan: Plan) -> None:
-    enough = [one for one in classes if one.lacks == 0]
-    if len(enough) < 2:
-        near = sorted(classes, key=lambda one: one.lacks)[:5]
-        lacking = ", ".join(f"{one.class_name} lacks {one.lacks}" for one in near if one.lacks)
+    short = sorted((one for one in classes if one.lacks), key=lambda one: one.lacks)
+    enough = len(classes) - len(short)
+    if enough < 2:
         raise NothingToTrain(
-            f"{len(enough)} of {len(classes)} classes have {plan.cutoff} usable images and a "
-            f"classifier needs two{': ' + lacking if lacking else ''}; add images or lower cutoff"
+            f"{enough} of {len(classes)} classes have {plan.cutoff} usable images, some to train "
+            f"and some to validate on, and a classifier needs two{': ' if short else ''}"
+            f"{_some(short)}; add images or lower cutoff"
         )
-    for one in enough:
-        if min(one.train, one.validation) == 0:
-            raise NothingToTrain(
-                f"class {one.class_name!r} has {one.train} training and {one.validation} "
-                "validation images: each class needs one of both; add real images or raise cutoff"
-            )
+
+
+def _say_what_waits(classes: list[ClassCount], plan: Plan) -> None:
+    """Name what has passed the cutoff and is left out all the same, which nobody would expect."""
+    waiting = [one for one in classes if one.lacks and one.usable >= plan.cutoff]
+    if waiting:
+        log.warning("left out, with %d usable images or more: %s", plan.cutoff, _some(waiting))
+
+
+def _some(short: list[ClassCount]) -> str:
+    more = f" and {len(short) - MOST_NAMED} more" if len(short) > MOST_NAMED else ""
+    return "; ".join(f"{one.class_name} {one.wanting}" for one in short[:MOST_NAMED]) + more
 
 
 class Writer:

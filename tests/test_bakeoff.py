@@ -15,7 +15,7 @@ from worlds import Story, World
 
 from flows import bakeoff as contest
 from flows.bakeoff import Bakeoff, Entrant, Share, bakeoff
-from flows.cli import _entrant
+from flows.cli.runs import _entrant
 from flows.nightly import nightly
 from infra.embedded import Addresses
 from records import benchmark, deployments, flips

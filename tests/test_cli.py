@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import SECTIONS, app
 from infra.database import Database
 from infra.storage import Storage
 from vision.plan import Augmentation, Plan
@@ -50,6 +50,14 @@ def test_each_verb_has_help_with_an_example(verb: tuple[str, ...]) -> None:
         command = command.commands[name]  # type: ignore[attr-defined]
     assert command.help is not None
     assert f"Example: regraft {' '.join(verb)}" in command.help
+
+
+def test_help_lists_each_verb_once_under_a_heading() -> None:
+    """Whoever looks for a verb finds it among its like, and none is left out."""
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    assert re.findall(r"^(\w+):$", shown, re.M) == ["Options", *SECTIONS]
+    listed = re.findall(r"^  ([a-z]+) {2,}\S", shown, re.M)
+    assert sorted(listed) == sorted({name for name, *_ in verbs()})
 
 
 def test_verbs_that_write_pictures_are_alike(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ import worlds
 from typer.testing import CliRunner
 from worlds import FREE, Story, World
 
-from flows import screens
-from flows.cli import app
+from flows.cli import app, screens
 from flows.nightly import nightly
 from infra.database import Busy, run_lock
 from infra.embedded import Addresses

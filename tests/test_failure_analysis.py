@@ -15,8 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 from worlds import Story, World
 
-from flows import cli
 from flows import failures as pages
+from flows.cli import app
 from flows.nightly import nightly
 from infra.embedded import Addresses
 from records import failures
@@ -116,7 +116,7 @@ def test_what_was_found_is_shown(
     assert max(len(line) for line in shown.splitlines()) <= 80
     folder, plan = tmp_path / "new" / "folder", tmp_path / "plan.json"
     words = ["failures", "2", "--json", "--pictures", str(folder), "--next-plan", str(plan)]
-    done = CliRunner().invoke(cli.app, words)
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["analysis"]["images"] == validation_images(analysed)

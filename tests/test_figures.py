@@ -16,7 +16,8 @@ from test_scores import answers_of
 from typer.testing import CliRunner
 from worlds import Story, World
 
-from flows import cli, diagrams, figures
+from flows import diagrams, figures
+from flows.cli import app, printing
 from flows.scoring import NothingServes, scoring
 from infra.database import Database
 from infra.embedded import Addresses
@@ -211,7 +212,7 @@ def test_a_version_is_scored_again_on_request(story: Story, loggers_as_before: N
         before = world.ask("SELECT sha256, predicted FROM answers JOIN evaluations e ON e.id = "
                            "evaluation_id WHERE version_id = 2 AND subject = 'test' ORDER BY 1")
         runner = CliRunner()
-        done = runner.invoke(cli.app, ["evaluate", "2", "--precision", "0.7", "--json"])
+        done = runner.invoke(app, ["evaluate", "2", "--precision", "0.7", "--json"])
         assert done.exit_code == 0, done.output
         known = json.loads(done.stdout)
         assert {one["wished"] for one in known["thresholds"]} == {0.7, 0.95}
@@ -220,7 +221,7 @@ def test_a_version_is_scored_again_on_request(story: Story, loggers_as_before: N
             "WHERE version_id = 2 AND subject = 'test' ORDER BY 1"
         ) == before
 
-        done = runner.invoke(cli.app, ["evaluate", "2", "--library"])
+        done = runner.invoke(app, ["evaluate", "2", "--library"])
         assert done.exit_code == 0, done.output
         assert "in-sample" in done.stdout
         assert max(len(line) for line in done.stdout.splitlines()) <= 80
@@ -243,7 +244,7 @@ def test_an_empty_service_has_nobody_to_score_with(
 def test_every_figure_is_in_the_json(story: Story) -> None:
     """Scripts get all classes, the whole matrix, each bin, and the numbers behind each sentence."""
     with worlds.inside(story.done):
-        known = json.loads(json.dumps(figures.facts(2), default=cli._plain))
+        known = json.loads(json.dumps(figures.facts(2), default=printing.plain))
     assert known["decisive"] == "benchmark 2"
     assert set(known["classes"]) == {"validation", "test", "batch 2", "benchmark 2"}
     assert len(known["classes"]["benchmark 2"]) == 4

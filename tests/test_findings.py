@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from test_cli import regraft
 from worlds import World
 
-from flows import finding
+from flows.cli.found import as_text
 from infra.embedded import Addresses
 from infra.storage import Listed
 from records import classes, findings, identifications, pools, runs, snapshots, versions
@@ -518,7 +518,7 @@ def test_cells_are_no_formulas(session: Session) -> None:
     """A class that is named like a formula is text to a spreadsheet."""
     row = findings.matching(session, most=1).rows[0]
     odd = [replace(row, class_name="=1+1", key=key) for key in ("@sum", "'=p/1", "'p/1", "''-")]
-    page = finding.as_text(Findings("", tuple(odd)))
+    page = as_text(Findings("", tuple(odd)))
     told = next(csv.DictReader(StringIO(page)))
     assert (told["class_name"], told["key"]) == ("'=1+1", "'@sum")
     assert [one.key for one in labelling.read("x.csv", page.encode())] == [one.key for one in odd]
@@ -587,6 +587,64 @@ def test_copies_fall_to_their_first() -> None:
     mirrors = [-1, far, far << 2, None, None, 0]
     # the last one's mirror image is the first
     assert variety.firsts(hashes, mirrors, 3).tolist() == [0, 0, 2, 3, 4, 0]
+
+
+def flickering(count: int, scenes: int, share: float, seed: int) -> list[int | None]:
+    """Hashes of so many scenes, in each of which some bits come and go; a few are missing."""
+    random = np.random.default_rng(seed)
+    scene = random.integers(0, 256, (scenes, 8), dtype=np.uint8)
+    bits = np.packbits(random.random((count, 64)) < share, axis=1)
+    hashes = (scene[random.integers(0, scenes, count)] ^ bits).view(np.int64).ravel().tolist()
+    return [None if n % 97 == 5 else one for n, one in enumerate(hashes)]
+
+
+@pytest.mark.parametrize("bits", [0, 3, 5])
+@pytest.mark.parametrize(
+    ("count", "scenes", "share"),
+    [(1, 1, 0.0), (1500, 1500, 0.0), (1500, 99, 0.02), (1500, 1, 0.04), (1100, 1, 0.0)],
+)
+def test_firsts_are_those_of_comparing_each_with_each(
+    count: int, scenes: int, share: float, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many scenes or one, alike or the same: what is looked up in bands is what the words say."""
+    monkeypatch.setattr(variety, "COMPARED", 30_000)
+    hashes = flickering(count, scenes, share, seed=scenes)
+    # those of an odd distance have other scenes
+    mirrors = flickering(count, scenes, share, seed=scenes + bits % 2)[::-1]
+    ours, theirs = (np.array([one or 0 for one in some]) for some in (hashes, mirrors))
+    near = np.minimum(*(np.bitwise_count((some[:, None] ^ ours).view(np.uint64)) for some in
+                        (ours, theirs))) <= bits  # fmt: skip
+    missing = [one is None for one in hashes]
+    near[missing] = near[:, missing] = False
+    found: list[int] = []
+    for place in range(count):
+        leads = sorted(set(found))
+        of = np.flatnonzero(near[place, leads])
+        found.append(leads[of[0]] if len(of) else place)
+    assert variety.firsts(hashes, mirrors, bits).tolist() == found
+
+
+@pytest.mark.parametrize(("each", "share"), [(1, 0.0), (20, 0.02)])
+def test_copies_are_looked_up_and_not_compared_with_all(
+    each: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times the pictures are about four times the comparisons, and not sixteen times."""
+    compared = 0
+    count_bits = np.bitwise_count
+
+    def counting(words: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        nonlocal compared
+        compared += words.size
+        return count_bits(words)
+
+    monkeypatch.setattr(np, "bitwise_count", counting)
+    needed = []
+    for count in (4000, 16_000):
+        compared = 0
+        hashes = flickering(count, count // each, share, seed=7)
+        variety.firsts(hashes, hashes[::-1], 3)
+        needed.append(compared)
+    assert needed[1] < 6 * needed[0]
 
 
 def test_groups_are_the_same_again() -> None:

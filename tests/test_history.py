@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from flows import charts, questions
+from flows.cli import charts, questions
 from infra.database import Database
 from infra.embedded import Addresses
 from records import evaluations, history

@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pictures
@@ -24,6 +26,9 @@ import torch
 import worlds
 from intakes import put, remove
 from PIL import Image
+from prefect import get_client
+from prefect.states import Running
+from prefects import state_of
 from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -31,6 +36,8 @@ from test_kill import gate, kill_at
 from worlds import World
 
 import flows.identify
+from flows import dead
+from flows.identify import crash_dead_identifications
 from infra.embedded import Addresses
 from infra.storage import Listed, Refused, Storage, bad_key
 from records import batches, identifications, labels, library, pools, snapshots, versions
@@ -630,6 +637,47 @@ def test_a_claim_that_lapsed_writes_nothing(world: World) -> None:
         identifications.release(session, "quick")
     answer.fn(number)
     assert counts(world, number)[:4] == ("completed", 5, 0, 5)
+
+
+def test_a_killed_one_is_shown_as_crashed(
+    world: World, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one finds its lock free; one that lives, or may be only beginning, is left alone."""
+    fill(world.storage, 300)
+    killed: list[UUID] = []
+    for _ in range(2):  # the second one goes on with what the first has begun
+        with gate(world, "shards", "UPDATE", "NEW.state = 'done'"):
+            process = worlds.begin(
+                world, "flows.identify", "identify", pool=f"s3://{POOL}", version_id=1
+            )
+            living = flow_run_of(world, process)
+            assert living not in crash_dead_identifications()
+            assert [state_of(one) for one in killed] == ["CRASHED"] * len(killed)
+            process.kill()
+            process.join()
+        killed.append(living)
+        lapse(world)
+    assert state_of(living) == "RUNNING"
+    with get_client(sync_client=True) as client:
+        beginning = client.create_flow_run(flows.identify.identify, state=Running()).id
+    done = flows.identify.identify(pool=f"s3://{POOL}", version_id=1)
+    assert (done.state, done.listed) == ("completed", 300)
+    assert [state_of(one) for one in killed] == ["CRASHED", "CRASHED"]
+    assert state_of(beginning) == "RUNNING"
+    monkeypatch.setattr(dead, "GRACE", timedelta())
+    assert beginning in crash_dead_identifications()
+    assert state_of(beginning) == "CRASHED"
+
+
+def flow_run_of(world: World, process: ForkServerProcess) -> UUID:
+    """The flow run that a process is, once it has claimed a shard."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    signed = "SELECT claimed_by FROM shards WHERE claimed_by LIKE :whose"
+    while not (found := world.ask(signed, whose=f"%:{process.pid}:%")):
+        process.join(0.05)
+        assert process.is_alive(), f"it ended with {process.exitcode} before it claimed a shard"
+        assert time.monotonic() < deadline, "it never claimed a shard"
+    return UUID(found[0][0].rsplit(":", 1)[1])
 
 
 def test_the_verb(world: World, prefect_server: str, tmp_path: Path) -> None:

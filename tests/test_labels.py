@@ -288,7 +288,12 @@ def test_a_class_of_mined_images_alone_waits_for_one_of_a_person(
     with database.transaction() as session:
         counted = {one.class_name: one for one in snapshots.counts(session, 6, None)}
         assert (counted["okapi"].usable, counted["okapi"].lacks) == (12, 1)
+        assert counted["okapi"].wanting.startswith("needs 1 more validation image")
         assert counted["ring"].lacks == 0
+    listed = {line.split()[0]: line.split() for line in
+              regraft("class", "list", "--cutoff", "6")[1].splitlines() if line}
+    assert listed["okapi"][1:4] == ["12", "12", "1"]
+    assert listed["ring"][3] == "taken"
     put(storage, "labelled/okapi/1.png", picture(1, "bar"))
     put(storage, "labelled/okapi/2.png", picture(2, "bar"))
     take_in(database)

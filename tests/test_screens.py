@@ -8,7 +8,8 @@ import worlds
 from PIL import Image
 from worlds import Story
 
-from flows import cli, diagrams, screens
+from flows import diagrams
+from flows.cli import printing, screens
 from infra.embedded import Addresses
 
 
@@ -40,7 +41,7 @@ def test_a_version_shows_where_its_night_went(
 def test_facts_of_a_version_are_json(story: Story) -> None:
     """Scripts get the same profile as people, beside the steps as they were stored."""
     with worlds.inside(story.done):
-        facts = json.loads(json.dumps(screens.version_facts(2), default=cli._plain))
+        facts = json.loads(json.dumps(screens.version_facts(2), default=printing.plain))
     assert facts["profile"]["seconds"] > 0
     assert {one["name"] for one in facts["steps"]} < {
         one["name"] for one in facts["profile"]["stretches"]

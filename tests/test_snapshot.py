@@ -85,21 +85,60 @@ def test_too_little_is_said_class_by_class(
     assert query(database, "SELECT * FROM snapshots") == []
 
 
-def test_a_class_without_validation_images_is_named(
-    database: Database, storage: Storage
+def test_a_class_that_cannot_be_validated_waits_for_an_image(
+    database: Database, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One burst goes into one split; with enough images it is still no class to be judged."""
+    """One burst goes into one split: left out and named, as one under the cutoff, until it can."""
     rows = []
-    for name in ("ring", "cross"):
+    for name in ("ring", "cross", "bar"):
         for seed in range(8):
             put(storage, f"labelled/{name}/{seed}.png", picture(seed, name))
         rows += [(f"labelled/{name}/{seed}.png", name, "burst" if name == "ring" else "")
                  for seed in range(8)]  # fmt: skip
     put(storage, "manifests/1.csv", csv(rows, "key,label,group"))
     take_in(database)
-    with pytest.raises(NothingToTrain, match=r"class 'ring' has 8 training and 0 validation") as no:
+    digest = freeze(database, cutoff=5)
+    assert snapshot.read(digest).class_names == ["bar", "cross"]
+    with database.transaction() as session:
+        ring = snapshots.class_counts(session, digest)[-1]
+        assert snapshots.class_names(session, digest) == ["bar", "cross"]
+    assert (ring.class_name, ring.usable, ring.lacks) == ("ring", 8, 1)
+    assert ring.wanting == (
+        "needs 1 more validation image: add real images that are near none of its others"
+    )
+    assert f"left out, with 5 usable images or more: ring {ring.wanting}" in caplog.text
+    # the list is what it is, whatever keeps a class from it
+    with database.transaction() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE images SET withdrawn_at = now(), withdrawn_why = 'a test' "
+            "WHERE class_id = (SELECT id FROM classes WHERE name = 'ring')"
+        )
+    assert freeze(database, cutoff=5) == digest
+    with database.transaction() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE images SET withdrawn_at = NULL, withdrawn_why = NULL"
+        )
+    put(storage, "labelled/ring/8.png", picture(8, "ring"))
+    take_in(database)
+    later = snapshot.read(freeze(database, cutoff=5))
+    assert later.class_names == ["bar", "cross", "ring"]
+    assert later.labels["validation"].count("ring") == 1
+
+
+def test_without_two_classes_to_validate_nothing_is_frozen(
+    database: Database, storage: Storage
+) -> None:
+    """What is left out is not enough to go on without: the line says what each one needs."""
+    rows = [(f"labelled/{name}/{seed}.png", name, name) for name in ("ring", "cross")
+            for seed in range(8)]  # fmt: skip
+    for key, name, _ in rows:
+        put(storage, key, picture(int(key[-5]), name))
+    put(storage, "manifests/1.csv", csv(rows, "key,label,group"))
+    take_in(database)
+    with pytest.raises(NothingToTrain, match="0 of 2 classes have 5 usable images, some") as no:
         freeze(database, cutoff=5)
-    assert "add real images or raise cutoff" in str(no.value)
+    assert str(no.value).count("needs 1 more validation image: add real images") == 2
+    assert query(database, "SELECT * FROM snapshots") == []
 
 
 def test_a_snapshot_changed_in_s3_is_refused(

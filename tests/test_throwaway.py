@@ -21,13 +21,15 @@ from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
+from prefects import state_of
 from sqlalchemy.exc import DBAPIError
 from test_deployments import ROOT, deployment_gone, wait_for
 from test_kill import kill_at
 from typer.testing import CliRunner
 from worlds import Story, World
 
-from flows import cli, deployments, shortlist
+from flows import deployments, shortlist
+from flows.cli import app
 from flows.identify import identify
 from flows.nightly import nightly
 from flows.throwaway import chosen, throwaway
@@ -117,7 +119,7 @@ def test_the_shortlist_follows_what_people_confirm(
         assert (ring.class_name, ring.had, ring.has, ring.lacks) == ("ring", 12, 12, 8)
         assert (ring.judged, ring.confirmed, ring.outlook.precision) == (0, 0, None)
         assert ring.reaches == "open"
-        shown = runner.invoke(cli.app, ["shortlist"])
+        shown = runner.invoke(app, ["shortlist"])
         assert shortlist.NONE_YET in shown.stdout, shown.output
         found = shortlist.candidates("ring")
         assert {one.state for one in found} == {"waiting"}
@@ -132,7 +134,7 @@ def test_the_shortlist_follows_what_people_confirm(
             lines = " ".join(capsys.readouterr().out.split())
             assert ("Nobody has dismissed any of ring" in lines) == flatters
 
-        listed = runner.invoke(cli.app, ["shortlist", "--class", "ring", "--csv"]).stdout
+        listed = runner.invoke(app, ["shortlist", "--class", "ring", "--csv"]).stdout
         read = list(csv.DictReader(io.StringIO(listed)))
         assert [(one["sha256"], one["label"]) for one in read] == [
             (one.sha256, "ring") for one in found
@@ -153,10 +155,10 @@ def test_the_shortlist_follows_what_people_confirm(
         [ring] = shortlist.of_run().classes
         assert (ring.confirmed, ring.lacks, ring.reaches) == (len(right), 0, "yes, next intake")
         for words in (["shortlist"], ["shortlist", "--class", "ring"], ["show", "3"]):
-            shown = runner.invoke(cli.app, words)
+            shown = runner.invoke(app, words)
             assert shown.exit_code == 0, shown.output
             assert max(map(len, shown.stdout.splitlines())) <= 80
-        listed = runner.invoke(cli.app, ["shortlist", "--csv"]).stdout
+        listed = runner.invoke(app, ["shortlist", "--csv"]).stdout
         [row] = csv.DictReader(io.StringIO(listed))
         assert (row["class_name"], row["confirmed"]) == ("ring", str(len(right)))
 
@@ -377,7 +379,7 @@ def test_near_the_cutoff_is_what_another_run_would_learn(shortlisted: World) -> 
     move = (
         "UPDATE images SET class_id = (SELECT id FROM classes WHERE name = 'okapi') WHERE sha256 "
         "IN (SELECT i.sha256 FROM images i JOIN classes c ON c.id = i.class_id "
-        "WHERE c.name = 'circle' AND i.split = 'train' AND i.withdrawn_at IS NULL LIMIT {})"
+        "WHERE c.name = 'circle' AND i.split = '{}' AND i.withdrawn_at IS NULL LIMIT {})"
     )
     with worlds.rows_of(shortlisted) as world:
 
@@ -390,11 +392,14 @@ def test_near_the_cutoff_is_what_another_run_would_learn(shortlisted: World) -> 
             "UPDATE runs SET flow_run_id = 'a night', plan = jsonb_set(plan, '{cutoff}', '20') "
             "WHERE id = 2",
             "INSERT INTO classes (name) VALUES ('okapi')",
-            move.format(LOWER - 1),
+            move.format("train", LOWER - 1),
         )
         assert near() == {"ring": (RINGS, False), "circle": (15, False), "okapi": (9, False)}
-        world.act(move.format(1))
-        assert near() == {"ring": (RINGS, False), "circle": (14, False), "okapi": (10, True)}
+        world.act(move.format("train", 1))
+        # enough of them, and none to validate on
+        assert near() == {"ring": (RINGS, False), "circle": (14, False), "okapi": (10, False)}
+        world.act(move.format("validation", 1))
+        assert near() == {"ring": (RINGS, False), "circle": (13, False), "okapi": (11, True)}
 
 
 def test_what_cannot_be_is_refused_in_one_line(story: Story) -> None:
@@ -480,14 +485,6 @@ def test_a_killed_one_is_shown_as_crashed(shortlisted: World) -> None:
 
 
 PROCESS = "UPDATE runs SET host = :host, pid = :pid WHERE flow_run_id = :id"
-
-
-def state_of(flow_run_id: UUID) -> str:
-    """What Prefect shows a flow run as."""
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(flow_run_id).state
-    assert state is not None
-    return str(state.type.value)
 
 
 def test_it_is_called_through_the_api(

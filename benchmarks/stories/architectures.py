@@ -1,6 +1,6 @@
 """The bake-off: which architecture a service should grow on, and `regraft adopt` of the winner.
 
-    python -m benchmarks.stories.architectures --data ../shared/data
+    python -m benchmarks.stories.architectures --data DATA
 
 Everything is real: an embedded Postgres, S3 and Prefect of its own, images loaded into S3, a
 frozen benchmark. A first night at 64 pixels serves; then three bake-offs, one for each seed,
@@ -82,6 +82,7 @@ def main() -> None:
         warn_if_busy()
         with services():
             play(given.data, told)
+        told = kept()
     if "adopted" not in told:
         raise SystemExit(f"{PATH} has not all that was to be played: leave --page out")
     draw(entrants(told))

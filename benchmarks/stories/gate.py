@@ -1,7 +1,7 @@
 """What the gate lets through and what it stops: real retrained pairs, planted cases, its curve.
 
     python -m benchmarks.stories.gate
-    python -m benchmarks.stories.gate --data ../shared/data      also photographs, and growing lists
+    python -m benchmarks.stories.gate --data DATA      also photographs, and growing lists
 
 Real pairs: eight networks that differ in their seed alone, trained from a random start on
 scikit-learn's handwritten digits, give 28 pairs that are equal by construction; each is judged

@@ -1,6 +1,6 @@
 """Warm start pays: Caltech-101 grows from 40 to 101 classes in four nights.
 
-    python -m benchmarks.stories.growing --data ../shared/data
+    python -m benchmarks.stories.growing --data DATA
 
 Every night is trained in several ways: anew (from a random start or from the ImageNet weights, as
 the first night was), from the network of the night before with a fresh head, and from it with the

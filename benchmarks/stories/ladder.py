@@ -1,6 +1,6 @@
 """The ladder: what each systematic means adds on an imbalanced set, one after the other.
 
-    python -m benchmarks.stories.ladder --data ../shared/data
+    python -m benchmarks.stories.ladder --data DATA
 
 54 classes of Caltech-101 with 25 down to 4 training pictures each, MobileNetV2 from ImageNet
 weights: all layers at a constant rate, + cosine, + class weights, + dropout, + selective

@@ -1,6 +1,6 @@
 """Little data: less overfitting by two phases, and what aimed augmentation adds.
 
-    python -m benchmarks.stories.little_data --data ../shared/data
+    python -m benchmarks.stories.little_data --data DATA
 
 Cats and dogs, 300 training pictures. MobileNetV2 from its ImageNet weights and from a random start:
 all layers at once at a high rate; the head on a frozen base, then the last blocks at a low rate;

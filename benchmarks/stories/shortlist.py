@@ -1,6 +1,6 @@
 """The images that are missing: what a throw-away run finds of eight scarce classes among thousands.
 
-    python -m benchmarks.stories.shortlist --data ../shared/data
+    python -m benchmarks.stories.shortlist --data DATA
 
 Everything is real: an embedded Postgres, S3 and Prefect for each seed; a night, a throw-away run, a
 person who confirms (the truth is known), another night. Caltech-101 with cutoff 20 and throw-away

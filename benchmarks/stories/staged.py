@@ -1,6 +1,6 @@
 """Staged pretraining: Tiny ImageNet, then CIFAR-10, then Caltech-101, against none.
 
-    python -m benchmarks.stories.staged --data ../shared/data
+    python -m benchmarks.stories.staged --data DATA
 
 Each stage's network is the parent of the next, as in `regraft pretrain`: a fresh head on its
 backbone, every weight learns. Nothing but the first stage begins at random, and no other weights

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.options import By, Json
+from flows.cli.printing import answer, print_json, print_table, say, say_as_it_goes
 from infra.places import WEB_PORT
 
 if TYPE_CHECKING:
     from records.keys import KeyRow
 
+verbs = typer.Typer()
 key_app = typer.Typer(help="Make and revoke keys for clients of the web service.",
                       no_args_is_help=True)  # fmt: skip
+verbs.add_typer(key_app, name="key")
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
-By = Annotated[
-    str,
-    typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser,
-                 show_default="your user name"),
-]  # fmt: skip
 Name = Annotated[str, typer.Argument(help="Whose key it is; it stands in the log as the client.")]
 
 
+@verbs.command()
 def web(
     host: Annotated[str, typer.Option(
         help="Address to listen on; on others than the loopback every request needs a key.")
@@ -42,7 +40,6 @@ def web(
 
     Example: regraft web --host 0.0.0.0 --port 80
     """
-    from flows.cli import _say, _say_as_it_goes
     from infra import database
     from records import deployments
     from web.access import is_loopback
@@ -52,11 +49,11 @@ def web(
     from web.server import serve
     from web.transaction_log import open_log
 
-    _say_as_it_goes(True)
+    say_as_it_goes(True)
     with database.connect().transaction() as session:
         champion = deployments.champion(session)
     if champion is None:
-        _say("no version serves yet: pictures are answered as soon as a night has deployed one")
+        say("no version serves yet: pictures are answered as soon as a night has deployed one")
     else:
         from tasks import serving
 
@@ -64,7 +61,7 @@ def web(
     rules = Rules(
         loopback=is_loopback(host), precision=precision, prefixes=tuple(prefix or ("pools/",))
     )
-    _say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "
+    say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "
          "`regraft key make NAME --scope predict`"))  # fmt: skip
     from tasks import labelling, promotion
 
@@ -72,7 +69,7 @@ def web(
         promotion.approve, lambda version, by, why: promotion.adopt(version, {}, by, why),
         promotion.roll_back, labelling.follow,
     )  # fmt: skip
-    _say_as_it_goes(wanted=False)  # what a person decides on a page, and what fails, is told here
+    say_as_it_goes(wanted=False)  # what a person decides on a page, and what fails, is told here
     serve(create_app(rules, open_log() if log else None, decisions), host, port)
 
 
@@ -87,13 +84,12 @@ def make(
 
     Example: regraft key make gate-camera --scope predict
     """
-    from flows.cli import _done
     from infra import database
     from records import keys
 
     with database.connect().transaction() as session:
         secret = keys.make(session, name, scope, by)
-    _done({"name": name, "key": secret}, secret, as_json)
+    answer({"name": name, "key": secret}, secret, as_json)
 
 
 @key_app.command("list")
@@ -102,16 +98,15 @@ def list_keys(as_json: Json = False) -> None:
 
     Example: regraft key list
     """
-    from flows.cli import _print_json, _table
     from infra import database
     from records import keys
 
     with database.connect().transaction() as session:
         rows = keys.listed(session)
     if as_json:
-        _print_json([_shown(row) for row in rows])
+        print_json([_shown(row) for row in rows])
         return
-    _table(
+    print_table(
         ["name", "scopes", "made", "by", "revoked"],
         (
             (
@@ -129,13 +124,12 @@ def revoke(name: Name, by: By, as_json: Json = False) -> None:
 
     Example: regraft key revoke gate-camera
     """
-    from flows.cli import _done
     from infra import database
     from records import keys
 
     with database.connect().transaction() as session:
         keys.revoke(session, name, by)
-    _done({"name": name, "revoked": True}, f"key {name!r} is revoked", as_json)
+    answer({"name": name, "revoked": True}, f"key {name!r} is revoked", as_json)
 
 
 def _shown(row: KeyRow) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def tell(
         _check(plot, PLOTS, "--plot")
     rows = _printed(question, as_csv, as_json)
     if plot is not None and rows:
-        from flows import charts
+        from flows.cli import charts
 
         charts.draw(rows, plot)
         typer.echo(f"wrote {plot}", err=True)

@@ -59,7 +59,8 @@ def version_facts(version_id: int) -> dict[str, Any]:
             "flips": [asdict(one) for one in (flips.of_verdict(session, judged) if judged else [])],
             "rejected": deployments.rejected(session, version_id),
             "snapshot": [
-                asdict(one) for one in snapshots.class_counts(session, version.snapshot_digest)
+                asdict(one) | {"wanting": one.wanting if one.lacks else None}
+                for one in snapshots.class_counts(session, version.snapshot_digest)
             ],
             "steps": [asdict(one) for one in runs.steps(session, night.run_id)],
             "profile": asdict(night),
@@ -114,8 +115,8 @@ def show_version(version_id: int) -> None:
     _show_profile(timeline.of_version(version_id))
     short = [one for one in facts["snapshot"] if one["lacks"]]
     if short:
-        named = ", ".join(f"{escape(one['class_name'])} lacks {one['lacks']}" for one in short[:20])
-        console.print(f"Under the cutoff: {named}" + (" …" if len(short) > 20 else ""))
+        named = "; ".join(escape(f"{one['class_name']} {one['wanting']}") for one in short[:20])
+        console.print(f"Left out: {named}" + (" …" if len(short) > 20 else ""))
     console.print(
         f"{facts['gradcams']} Grad-CAM maps, reliability, confusions and the night as pictures: "
         f"`regraft show {version_id} --pictures FOLDER`"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
-By = Annotated[
-    str,
-    typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser,
-                 show_default="your user name"),
-]  # fmt: skip
+from flows.cli.options import By, Json
+from flows.cli.printing import answer, literally, percent, print_json, print_table, say
 
-verbs = typer.Typer(help="Look at what was served; keep its log in bounds.", no_args_is_help=True)
+verbs = typer.Typer()
+group = typer.Typer(help="Look at what was served; keep its log in bounds.", no_args_is_help=True)
+verbs.add_typer(group, name="transactions")
 
 
-@verbs.command("list")
+@group.command("list")
 def list_transactions(
     most: Annotated[int, typer.Option("--limit", help="How many, the newest first.", min=1)] = 20,
     version: Annotated[int | None, typer.Option(help="Answered by this version alone.")] = None,
@@ -33,7 +30,6 @@ def list_transactions(
 
     Example: regraft transactions list --class okapi --below 0.6 --kept
     """
-    from flows.cli import _literally, _percent, _print_json, _table
     from infra import database
     from records import transactions
 
@@ -43,14 +39,14 @@ def list_transactions(
             kept=kept, drawn=drawn,
         )  # fmt: skip
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
-    _table(
+    print_table(
         ["at", "version", "client", "answer", "confidence", "ms", "picture", "number"],
-        _literally(
+        literally(
             (
                 f"{row.at:%Y-%m-%d %H:%M:%S}", str(row.version), row.client, row.top_labels[0],
-                _percent(row.top_confidences[0]), f"{row.latency_seconds * 1000:.0f}",
+                percent(row.top_confidences[0]), f"{row.latency_seconds * 1000:.0f}",
                 row.image_key or "", str(row.id),
             )
             for row in rows
@@ -58,13 +54,12 @@ def list_transactions(
     )  # fmt: skip
 
 
-@verbs.command()
+@group.command()
 def status(as_json: Json = False) -> None:
     """Show which months are kept, what waits on this machine, and what was lost when and why.
 
     Example: regraft transactions status
     """
-    from flows.cli import _literally, _print_json, _say, _table
     from infra import database, settings
     from records import transactions
     from web.spool import spooled
@@ -75,24 +70,24 @@ def status(as_json: Json = False) -> None:
         months, gaps = transactions.months(session), transactions.gaps(session)
         since = transactions.images_since(session)
     if as_json:
-        _print_json({
+        print_json({
             "months": [dataclasses.asdict(month) for month in months],
             "gaps": [dataclasses.asdict(gap) for gap in gaps],
             "waiting": waiting, "spool": folder, "images_since": since,
         })  # fmt: skip
         return
-    _table(["month", "transactions", "MB"], (
+    print_table(["month", "transactions", "MB"], (
         (f"{month.first:%Y-%m}", str(month.rows), f"{month.size / 1e6:.1f}") for month in months
     ))  # fmt: skip
     if gaps:
-        _table(["from", "to", "lost", "why"], _literally(
+        print_table(["from", "to", "lost", "why"], literally(
             (f"{gap.began_at:%Y-%m-%d %H:%M:%S}", f"{gap.ended_at:%Y-%m-%d %H:%M:%S}",
              str(gap.dropped), gap.why) for gap in gaps
         ))  # fmt: skip
-    _say(f"{waiting} transactions wait in {folder}")
+    say(f"{waiting} transactions wait in {folder}")
 
 
-@verbs.command()
+@group.command()
 def retain(
     by: By, months: Annotated[int | None, typer.Option(
         help="Months to keep, this one included; default REGRAFT_TRANSACTION_MONTHS.", min=1,
@@ -107,7 +102,6 @@ def retain(
 
     Example: regraft transactions retain --months 13 --image-days 90 --dry-run
     """
-    from flows.cli import _done
     from infra import settings
     from tasks import retention
 
@@ -115,10 +109,10 @@ def retain(
     done = retention.retain(
         months or found.transaction_months, image_days or found.image_days, by, dry_run
     )
-    _done(dataclasses.asdict(done), done.sentence, as_json)
+    answer(dataclasses.asdict(done), done.sentence, as_json)
 
 
-@verbs.command()
+@group.command()
 def replay(as_json: Json = False) -> None:
     """Write down what a server that is gone has left on this machine.
 
@@ -126,11 +120,10 @@ def replay(as_json: Json = False) -> None:
 
     Example: regraft transactions replay
     """
-    from flows.cli import _done
     from web.transaction_log import open_log
 
     log = open_log()
     log.close(patience_seconds=3600)
     done = log.counts
     line = f"{done.written} transactions came in, {done.repeated} were there, {done.spooled} wait"
-    _done(dataclasses.asdict(done), line, as_json)
+    answer(dataclasses.asdict(done), line, as_json)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flows.cli.options import By, Json, NewClass, Why
+from flows.cli.printing import (
+    answer,
+    plain_text,
+    print_json,
+    print_table,
+    say,
+    say_some,
+    write_picture,
+)
 
 if TYPE_CHECKING:
     from records.labels import Done
@@ -31,16 +41,6 @@ def _day(word: str) -> datetime:
         raise typer.BadParameter(f"{word!r} is no day: write 2026-11-22") from None
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON for scripts.")]
-By = Annotated[
-    str,
-    typer.Option(help="Who does this; it is kept.", default_factory=getpass.getuser,
-                 show_default="your user name"),
-]  # fmt: skip
-Why = Annotated[str, typer.Option(help="Why; it is kept.")]
-NewClass = Annotated[
-    list[str] | None, typer.Option(help="A class to make if there is none; may be repeated.")
-]
 OfVersion = Annotated[int | None, typer.Option("--version", help="This version alone.")]
 OfClass = Annotated[str | None, typer.Option("--class", help="This class alone.")]
 ShownBy = Annotated[
@@ -76,7 +76,6 @@ def show_next(queue: Queue = "random", version: OfVersion = None, class_name: Of
 
     Example: regraft review next --queue scarce --limit 5 --save ./look --by Ann
     """
-    from flows.cli import _print_json, _say, _table
     from infra import database
     from records import queues
 
@@ -85,17 +84,17 @@ def show_next(queue: Queue = "random", version: OfVersion = None, class_name: Of
     if save is not None:
         _save_served(save, rows)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        _say("nothing waits in this queue: `regraft transactions list --kept` shows what is kept")
+        say("nothing waits in this queue: `regraft transactions list --kept` shows what is kept")
         return
-    _table(
+    print_table(
         ["transaction", "when", "version", "answer", "why"],
         ((str(row.transaction_id), f"{row.at:%Y-%m-%d %H:%M}", str(row.version_id),
           _answer(row), _shown(row.why)) for row in rows),
     )  # fmt: skip
-    _say(f"say it: regraft review say {rows[0].transaction_id} --queue {rows[0].queue} "
+    say(f"say it: regraft review say {rows[0].transaction_id} --queue {rows[0].queue} "
          + ("--label CLASS" if rows[0].blind else "right"))  # fmt: skip
 
 
@@ -107,7 +106,6 @@ def _answer(row: Waiting) -> str:
 
 
 def _save_served(folder: Path, rows: list[Waiting]) -> None:
-    from flows.cli import _say, _write_picture
     from infra import database
     from infra.storage import Gone
     from records import reviews
@@ -122,13 +120,14 @@ def _save_served(folder: Path, rows: list[Waiting]) -> None:
         try:
             body = encoded(kept.picture(answered))
         except Gone as error:
-            _say(str(error))
+            say(str(error))
             continue
-        _write_picture(folder / f"{row.transaction_id}.jpg", body)
+        write_picture(folder / f"{row.transaction_id}.jpg", body)
 
 
-@group.command()
-def say(answer: Annotated[str, typer.Argument(
+@group.command("say")
+def say_verdict(which: Annotated[str, typer.Argument(
+            metavar="ANSWER",
             help="The transaction's number, or with --of the digest of an image.")],
         verdict: Annotated[str | None, typer.Argument(
             metavar="[right|wrong|'bad image'|'cannot tell']",
@@ -153,7 +152,6 @@ def say(answer: Annotated[str, typer.Argument(
 
     Example: regraft review say 3fa9c1d2 --of evaluation --version 7 right --by Ann
     """
-    from flows.cli import _done, _some
     from infra import database
     from records import queues, reviews
     from tasks import labelling
@@ -164,7 +162,7 @@ def say(answer: Annotated[str, typer.Argument(
     stream = "chosen" if queue is None else "random" if queue == "random" else "doubt"
     allowed, learned = list(new_class or ()), None
     with database.connect().transaction() as session:
-        answered = _answered(session, answer, of, version)
+        answered = _answered(session, which, of, version)
         review = reviews.say(session, answered, by, verdict, label, note, stream, allowed)
         if learn and review.label is None:
             raise reviews.BadReview("nothing can be learned without a label: --label CLASS")
@@ -180,8 +178,8 @@ def say(answer: Annotated[str, typer.Argument(
     if learned:
         line += "; the next night learns it" if learned.changed else "; it was learned before"
     facts = dataclasses.asdict(review) | {"learned": learned and dataclasses.asdict(learned)}
-    _done(facts, line, as_json)
-    _some(waiting, "waits")
+    answer(facts, line, as_json)
+    say_some(waiting, "waits")
 
 
 def _answered(session: Any, answer: str, of: str | None, version: int | None) -> Answered:
@@ -207,19 +205,18 @@ def list_reviews(most: Most = 20, version: OfVersion = None, as_json: Json = Fal
 
     Example: regraft review list --version 7
     """
-    from flows.cli import _print_json, _say, _table
     from infra import database
     from records import reviews
 
     with database.connect().transaction() as session:
         rows = reviews.newest(session, most, version_id=version)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        _say("nobody has reviewed anything yet: `regraft review next` shows what waits")
+        say("nobody has reviewed anything yet: `regraft review next` shows what waits")
         return
-    _table(
+    print_table(
         ["when", "by", "of", "version", "answer", "verdict", "label", "how"],
         (
             (
@@ -239,19 +236,18 @@ def disagreements(most: Most = 20, as_json: Json = False) -> None:
 
     Example: regraft review disagreements
     """
-    from flows.cli import _print_json, _say, _table
     from infra import database
     from records import reviews
 
     with database.connect().transaction() as session:
         rows = reviews.disagreements(session, most)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        _say("no two people contradict each other")
+        say("no two people contradict each other")
         return
-    _table(
+    print_table(
         ["of", "version", "answer", "what they say"],
         (
             (
@@ -278,13 +274,12 @@ def estimate(version: OfVersion = None,
 
     Example: regraft review estimate --version 7 --since 2026-11-01
     """
-    from flows.cli import _done
     from infra import database
     from records import reviews
 
     with database.connect().transaction() as session:
         found = reviews.in_use(session, version, since, until)
-    _done(dataclasses.asdict(found) | {"sentence": found.sentence}, found.sentence, as_json)
+    answer(dataclasses.asdict(found) | {"sentence": found.sentence}, found.sentence, as_json)
 
 
 @group.command()
@@ -304,7 +299,6 @@ def worst(version: Annotated[int, typer.Argument(help="The version's number.")],
 
     Example: regraft review worst 7 --save ./look
     """
-    from flows.cli import _print_json, _say, _table
     from infra import database
     from records import queues
 
@@ -314,12 +308,12 @@ def worst(version: Annotated[int, typer.Argument(help="The version's number.")],
         for row in rows:
             _save_map(save, version, row.sha256)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        _say(f"nothing that version {version} answered is wrong or doubtful and not dealt with")
+        say(f"nothing that version {version} answered is wrong or doubtful and not dealt with")
         return
-    _table(
+    print_table(
         ["image", "on", "label", "answer", "mistaken", "perhaps", "now"],
         (
             (
@@ -335,7 +329,6 @@ def worst(version: Annotated[int, typer.Argument(help="The version's number.")],
 
 
 def _save_map(folder: Path, version: int, sha256: str) -> None:
-    from flows.cli import _say, _write_picture
     from infra import database
     from infra.storage import Gone
     from web import kept, maps
@@ -348,10 +341,10 @@ def _save_map(folder: Path, version: int, sha256: str) -> None:
                 "-map": maps.overlay(session, version, sha256),
             }
         except Gone as error:
-            _say(str(error))
+            say(str(error))
             return
     for name, picture in pictures.items():
-        _write_picture(folder / f"{sha256[:12]}{name}.jpg", encoded(picture))
+        write_picture(folder / f"{sha256[:12]}{name}.jpg", encoded(picture))
 
 
 # --- images of the library ------------------------------------------------------------------
@@ -440,19 +433,18 @@ def log_of_images(most: Most = 20, as_json: Json = False) -> None:
 
     Example: regraft image log
     """
-    from flows.cli import _print_json, _say, _table
     from infra import database
     from records import corrections
 
     with database.connect().transaction() as session:
         rows = corrections.acts(session, most)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        _say("nobody has corrected anything yet: `regraft review worst VERSION` shows what may be")
+        say("nobody has corrected anything yet: `regraft review worst VERSION` shows what may be")
         return
-    _table(
+    print_table(
         ["act", "when", "did", "image", "from", "to", "by", "why"],
         (
             (
@@ -471,19 +463,18 @@ def challenges(version: ShownBy = None, as_json: Json = False) -> None:
 
     Example: regraft image challenges --version 7
     """
-    from flows.cli import _print_json, _say, _table
     from infra import database
     from records import corrections
 
     with database.connect().transaction() as session:
         rows = corrections.hard_cases(session, version)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        _say("no image is kept as a hard case: `regraft image keep IMAGE --why TEXT`")
+        say("no image is kept as a hard case: `regraft image keep IMAGE --why TEXT`")
         return
-    _table(
+    print_table(
         ["image", "class", "answer", "right", "by", "why"],
         (
             (
@@ -498,19 +489,17 @@ def challenges(version: ShownBy = None, as_json: Json = False) -> None:
 
 
 def _act(did: str, do: Any, as_json: bool) -> None:
-    from flows.cli import _done, _say
     from infra import database
 
     with database.connect().transaction() as session:
         done: Done = do(session)
     before = f"; {done.already:,} already were" if done.already else ""
     line = f"{did} {done.changed:,} image{'' if done.changed == 1 else 's'}{before}"
-    _done(dataclasses.asdict(done), line, as_json)
+    answer(dataclasses.asdict(done), line, as_json)
     for name in done.made:
-        _say(f"class {name!r} is new: it trains once it has enough images")
+        say(f"class {name!r} is new: it trains once it has enough images")
 
 
 def _shown(words: str) -> str:
-    from flows.cli import _plain_text
 
-    return _plain_text(words)
+    return plain_text(words)

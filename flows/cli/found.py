@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from io import StringIO
@@ -12,6 +11,7 @@ from pathlib import Path
 import typer
 from sqlalchemy.orm import Session
 
+from flows.cli.printing import print_json, print_table, say
 from infra import database
 from records.findings import Findings, Found
 
@@ -35,17 +35,16 @@ def tell(
     with database.connect().transaction() as session:
         found = ask(session)
     if as_json:
-        rows = [asdict(row) for row in found.rows]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json([asdict(row) for row in found.rows])
     elif as_csv:
         typer.echo(as_text(found), nl=False)
     elif found.rows:
         _show(found)
     if not found.rows:
-        _say(f"nothing found: {found.told}")
+        say(f"nothing found: {found.told}")
     elif sheet is not None:
         _write(sheet, found)
-        _say(f"wrote {sheet}")
+        say(f"wrote {sheet}")
 
 
 def as_text(found: Findings) -> str:
@@ -66,9 +65,7 @@ def _inert(value: object) -> object:
 def _show(found: Findings) -> None:
     from rich.markup import escape
 
-    from flows.grid import table
-
-    _say(found.told)
+    say(found.told)
     headed = any(row.heading for row in found.rows)
     before = ""
     rows = []
@@ -77,7 +74,7 @@ def _show(found: Findings) -> None:
         before = row.heading
         told = [row.offer, row.key, ", ".join(row.remarks)]
         rows.append([escape(cell) for cell in ([words, *told] if headed else told)])
-    table([*(["among"] if headed else []), "class", "picture", "remarks"], rows)
+    print_table([*(["among"] if headed else []), "class", "picture", "remarks"], rows)
 
 
 def _check(sheet: Path) -> None:
@@ -94,7 +91,3 @@ def _write(path: Path, found: Findings) -> None:
         path.write_bytes(sheet.png(found))
     else:
         path.write_text(sheet.html(found), encoding="utf-8")
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

@@ -62,7 +62,7 @@ def accuracy(since: Since = None, until: Until = None, version: OfVersion = None
 
     Example: regraft history accuracy --on benchmark --since 90d --plot accuracy.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.accuracy(since, until, version, on, limit), as_csv, as_json, plot)
@@ -76,7 +76,7 @@ def classes(since: Since = None, until: Until = None, version: OfVersion = None,
 
     Example: regraft history classes --class okapi --on test --plot okapi.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(
@@ -92,7 +92,7 @@ def bands(since: Since = None, until: Until = None, version: OfVersion = None, o
 
     Example: regraft history bands --version 12 --on test --plot reliability.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.bands(since, until, version, on, limit), as_csv, as_json, plot)
@@ -105,7 +105,7 @@ def origins(since: Since = None, until: Until = None, version: OfVersion = None,
 
     Example: regraft history origins --on library
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.origins(since, until, version, on, limit), as_csv, as_json)
@@ -119,7 +119,7 @@ def sub_classes(since: Since = None, until: Until = None, version: OfVersion = N
 
     Example: regraft history sub-classes --class lion --on test
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(
@@ -134,7 +134,7 @@ def thresholds(since: Since = None, until: Until = None, version: OfVersion = No
 
     Example: regraft history thresholds --on test
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.thresholds(since, until, version, on, limit), as_csv, as_json)
@@ -147,7 +147,7 @@ def compare(version: Version, other: Other, on: On = None, as_csv: Csv = False,
 
     Example: regraft history compare 12 9
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.compare(version, other, on), as_csv, as_json)
@@ -163,7 +163,7 @@ def flips(version: Version, other: Other, on: On = None, limit: Most = ROWS, as_
 
     Example: regraft history flips 12 9 --on benchmark --sheet flips.html
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell_flips(history.flips(version, other, on, limit), as_csv, as_json, sheet)
@@ -177,7 +177,7 @@ def in_use(since: Since = None, until: Until = None, version: OfVersion = None,
 
     Example: regraft history in-use --since 90d
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.in_use(since, until, version, limit), as_csv, as_json, plot)
@@ -191,7 +191,7 @@ def in_use_classes(since: Since = None, until: Until = None, version: OfVersion 
 
     Example: regraft history in-use-classes --since 90d --csv > classes.csv
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(
@@ -207,7 +207,7 @@ def in_use_bands(since: Since = None, until: Until = None, version: OfVersion = 
 
     Example: regraft history in-use-bands --version 12 --plot in-use.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.in_use_bands(since, until, version, limit), as_csv, as_json, plot)
@@ -221,7 +221,7 @@ def calibration(since: Since = None, until: Until = None, version: OfVersion = N
 
     Example: regraft history calibration --since 365d --plot drift.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.calibration(since, until, version, limit), as_csv, as_json, plot)
@@ -236,7 +236,7 @@ def usage(since: Since = None, until: Until = None, version: OfVersion = None,
 
     Example: regraft history usage --since 30d --limit 1000 --plot usage.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.usage(since, until, version, client, limit), as_csv, as_json, plot)
@@ -250,7 +250,7 @@ def predicted(since: Since = None, until: Until = None, version: OfVersion = Non
 
     Example: regraft history predicted --class okapi --limit 365 --plot okapi.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(
@@ -265,7 +265,7 @@ def live(since: Since = None, until: Until = None, version: OfVersion = None,
 
     Example: regraft history live --since 2026-11-01 --until 2026-11-30
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.live(since, until, version, limit), as_csv, as_json)
@@ -278,7 +278,7 @@ def growth(since: Since = None, until: Until = None, limit: Most = ROWS, as_csv:
 
     Example: regraft history growth --limit 500 --plot growth.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(history.growth(since, until, limit), as_csv, as_json, plot)
@@ -292,7 +292,7 @@ def class_growth(class_name: OfClass = None, since: Since = None, until: Until =
 
     Example: regraft history class-growth --class okapi --plot okapi.png
     """
-    from flows import questions
+    from flows.cli import questions
     from records import history
 
     questions.tell(
