@@ -30,7 +30,7 @@ def draw(rows: list[Any], path: Path) -> None:
     _draw(rows[0], rows, axes)
     places = axes.xaxis.get_major_locator()
     if isinstance(places, AutoDateLocator):  # or dates would run into each other
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(places))  # type: ignore[no-untyped-call]
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
