@@ -89,6 +89,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        auto_reload=False,  # they come and go with the program
         trim_blocks=True,
         lstrip_blocks=True,
     )

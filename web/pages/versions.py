@@ -32,6 +32,7 @@ router = pages()
 
 Number = Annotated[int, Path(ge=1, lt=2**63)]
 MOST_VERSIONS = 1000
+OFFERED = 200  # to compare; others by their number in the address
 ROWS = 50  # of a table whose end is one click away
 MAPS, FLIPS = 24, 24
 MATRIX = 16  # classes, those that are confused most
@@ -101,7 +102,8 @@ def one_version(
         "lineage": versions.lineage(session, version_id),
         "live": history.answered(session, history.live(version=version_id)),
         "plan": _plan((version.resolved or {}).get("plan", version.plan)),
-        "snapshot": snapshots.get(session, version.snapshot_digest), "counts": counts,
+        "snapshot": snapshots.get(session, version.snapshot_digest), "all_counts": len(counts),
+        "counts": sorted(counts, key=lambda one: (one.usable, one.class_name))[:ROWS],
         "lacking": [one for one in counts if one.lacks > 0],
         "epochs": versions.epochs(session, version_id),
         "epochs_plot": _epochs(versions.epochs(session, version_id)),
@@ -307,7 +309,7 @@ def compare(
     sort: str | None = None,
 ) -> Response:
     """Two versions against each other on the same images."""
-    known = [one for one in summaries.of_versions(MOST_VERSIONS) if one.state == "trained"]
+    known = [one for one in summaries.of_versions(OFFERED) if one.state == "trained"]
     if version is None and known:
         champion = deployments.champion(session)
         version = champion.version_id if champion else known[0].id
