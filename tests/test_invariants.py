@@ -49,8 +49,8 @@ def story(services: Addresses, template: str, prefect_server: str) -> Story:
 def attacked(story: Story) -> Iterator[World]:
     """The rows after two nights, of a pool and of a server; no attack may change them: checked."""
     rows = [
-        served.row(1, version=2),
-        served.row(2, version=2, request_id="order 7", body_digest="d" * 64),
+        served.row(1, version=2, draw=0.5),
+        served.row(2, version=2, draw=0.5, request_id="order 7", body_digest="d" * 64),
     ]
     with worlds.rows_of(story.done) as world:
         world.act(*POOL)

@@ -33,8 +33,8 @@ PICTURE = intakes.picture(1, "ring")
 
 @pytest.fixture(scope="module")
 def world(services: Addresses, template: str) -> Iterator[World]:
-    """Two versions; a library of rings and crosses, on two of which version 1 was evaluated."""
-    made = answering.make(services, template)
+    """Three versions; a library of rings and crosses, on two of which version 1 was evaluated."""
+    made = worlds.clone(answering.story(services, template))
     try:
         with worlds.inside(made), made.database() as database:
             made.act(FREE, "DELETE FROM deployments")  # a champion would be asked about each batch
