@@ -19,10 +19,12 @@ class Browser:
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver, self.address = driver, address
+        self.seen = ""  # the document that was looked at last
 
     def open(self, path: str) -> None:
         """Go to a page of ours."""
         self.driver.get(self.address + path)
+        self.seen = self.one("html").id
 
     def all(self, selector: str) -> list[Any]:
         """The elements that a CSS selector finds."""
@@ -57,12 +59,18 @@ class Browser:
         return str(self.one("body").text)
 
     def until_said(self) -> str:
-        """What a page says after an act."""
+        """What the page says that comes after an act; what this one says was said before."""
+        from selenium.common import WebDriverException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        waiting = WebDriverWait(self.driver, 60)
-        waiting.until(lambda _: self.all(".said, [role=alert]"))
-        return str(self.one(".said, [role=alert]").text)
+        def told(_: object) -> Any:
+            document = self.one("html").id
+            return document != self.seen and self.all(".said, [role=alert]")
+
+        waiting = WebDriverWait(self.driver, 60, ignored_exceptions=[WebDriverException])
+        (said, *_) = waiting.until(told)
+        self.seen = self.one("html").id
+        return str(said.text)
 
     def use(self, scheme: str = "light", width: int = 1280, height: int = 900) -> None:
         """Light or dark, and how wide the window is."""
