@@ -85,6 +85,8 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 405:
         allow = headers.get("Allow", "another method")
         return told(405, f"{request.method} is not for {path}: use {allow}", headers)
+    if error.status_code == 400 and error.detail == "There was an error parsing the body":
+        return told(400, "the body is no JSON in UTF-8: send it as such")
     return told(error.status_code, str(error.detail), headers)
 
 

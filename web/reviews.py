@@ -29,7 +29,7 @@ LARGEST = 2**63 - 1  # what Postgres counts to
 router = APIRouter(
     prefix="/v1/reviews",
     tags=["reviews"],
-    responses=problems(401, 403, 404, 409, 422, 503),
+    responses=problems(400, 401, 403, 404, 409, 422, 503),
 )
 
 
