@@ -565,8 +565,9 @@ class Server:
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
-            number, at = line.split()
-            self.put.append((number, float(at)))
+            if line.endswith("\n"):  # a kill may cut the last one
+                number, at = line.split()
+                self.put.append((number, float(at)))
 
     def kill(self) -> float:
         """Kill it, no matter what it does; when."""
