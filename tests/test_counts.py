@@ -42,7 +42,7 @@ from vision.plan import Plan
 SMALL = nights.IMAGES
 
 # The most that the nights below may ask for. Fewer is fine: pin that then.
-STATEMENTS = {"first": 309, "second": 332, "third": 48}
+STATEMENTS = {"first": 313, "second": 337, "third": 48}
 REQUESTS = {
     "first": {
         "GET benchmark-images": 24,  # each once, for the pixels of this geometry
