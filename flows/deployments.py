@@ -57,7 +57,6 @@ from pydantic import ValidationError
 from flows import dead
 from flows.bakeoff import bakeoff
 from flows.control import control
-from flows.dead import GRACE, is_past_grace
 from flows.identify import crash_dead_identifications
 from flows.nightly import nightly
 from flows.pretrain import pretrain
@@ -352,14 +351,14 @@ def _is_dead(flow_run: FlowRun) -> bool:
     with database.connect().transaction() as session:
         process = runs.process_of(session, str(flow_run.id))
     if process is None:
-        return is_past_grace(flow_run)
+        return dead.is_past_grace(flow_run)
     if process.state == "crashed":
         return True
     if process.host == socket.gethostname():
         return not _is_running(process.pid)
     if process.purpose == "throwaway" and process.state == "completed":
         return False  # it may answer pools for hours; elsewhere only its heartbeat tells
-    return process.ended_at is not None and datetime.now(UTC) - process.ended_at > GRACE
+    return process.ended_at is not None and datetime.now(UTC) - process.ended_at > dead.GRACE
 
 
 def _is_running(pid: int) -> bool:
