@@ -36,7 +36,9 @@ MOST_WAITING, MOST_IMAGE_BYTES = 20_000, 1 << 25
 # Losses are told together: one line for each of them would be more than what was lost.
 GAP_SECONDS = 10.0
 SEND_ROWS, SEND_BYTES = 5000, 1 << 25
-IDLE_SECONDS, FIRST_PAUSE, LONGEST_PAUSE = 5.0, 0.2, 5.0
+# What is safe on disk is sent this often, or as soon as much has come: each time costs a commit and
+# threads, which a server with few clients would pay twice a second.
+SEND_SECONDS, FIRST_PAUSE, LONGEST_PAUSE = 2.0, 0.2, 5.0
 UPLOADS = 8
 MOST_KNOWN = 10_000
 ASK_SECONDS, AWAY_SECONDS = 1.0, 5.0
@@ -309,7 +311,8 @@ class TransactionLog:
     ) -> None:
         if lines or gaps:
             sender.spool.write(Segment(transactions.STAGED, lines, images, gaps))
-            sender.wake.set()
+            if len(lines) >= BATCH // 2:
+                sender.wake.set()
 
     def _tell_losses(self, all_of_them: bool) -> None:
         """Put losses into the spool that have lasted for a while."""
@@ -462,7 +465,7 @@ class _Sender:
                 pause = 0.0
             if stopping:
                 return
-            self.wake.wait(IDLE_SECONDS)
+            self.wake.wait(SEND_SECONDS)
             self.wake.clear()
 
     def _send_some(self) -> bool:
