@@ -52,7 +52,7 @@ NAMES = tuple(f"class {number}" for number in range(CLASSES))
 PLAN = Plan(architecture="mobilenetv2_100", image_size=224)
 START_SECONDS = 120
 SURE = 20.0
-OURS, SILENT = "regraft", "regraft, log off"
+OURS, SILENT, KEEPING = "regraft", "regraft, log off", "regraft, every picture kept"
 BARE, LITSERVE = "FastAPI + PyTorch", "LitServe"
 LIMIT = "limit: decoding and the network, no HTTP"
 Command = Callable[[int], list[str]]
@@ -151,9 +151,10 @@ def append(version: int, kind: str) -> None:
 def contenders(checkpoint: Path) -> dict[str, tuple[Command, str]]:
     """How each is started on a port, and where it takes pictures."""
 
-    def web(*more: str) -> Command:
+    def web(*more: str, settings: str = "") -> Command:
         return lambda port: [
-            sys.executable, "-m", "flows.cli", "web", "--port", str(port), *more
+            "env", *settings.split(), sys.executable, "-m", "flows.cli", "web", "--port", str(port),
+            *more,
         ]  # fmt: skip
 
     def peer(name: str) -> Command:
@@ -164,6 +165,7 @@ def contenders(checkpoint: Path) -> dict[str, tuple[Command, str]]:
     return {
         OURS: (web(), "/v1/predictions"),
         SILENT: (web("--no-log"), "/v1/predictions"),
+        KEEPING: (web(settings="REGRAFT_IMAGE_SHARE=1"), "/v1/predictions"),
         BARE: (peer("bare"), "/predict"),
         LITSERVE: (peer("litserve"), "/predict"),
     }
@@ -306,7 +308,7 @@ def _rows(found: Mapping[tuple[str, int], list[Load]], limits: list[float]) -> I
         figures = {
             name: [one for (of, many), loads in found.items() for one in loads
                    if (of, many) == (name, clients)]
-            for name in (OURS, SILENT, BARE, LITSERVE)
+            for name in (OURS, SILENT, KEEPING, BARE, LITSERVE)
         }  # fmt: skip
 
         def row(
@@ -353,9 +355,9 @@ def _log_note() -> str:
     return (
         f"Of regraft's answers {rows:,} are rows of its log, warm-up included, and 2% of the "
         "pictures are kept in S3 for reviews; doubtful ones would all be, but this network has "
-        "none. It checks each picture whole, bounds every body, follows the deployment log and "
-        "keeps the digest of what it answered; the peers do nothing of it. All answer one picture "
-        "a request."
+        f"none; what that costs shows {KEEPING!r}, {PICTURES} pictures over and over. regraft "
+        "checks each picture whole, bounds every body, follows the deployment log and keeps the "
+        "digest of what it answered; the peers do nothing of it. All answer one picture a request."
     )
 
 
