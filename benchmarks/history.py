@@ -160,6 +160,8 @@ PAST = (
          (VALUES ('real', ''), ('real', 'juvenile'), ('staged', '')) o (origin, sub_class)
     WHERE e.subject <> 'benchmark' AND (o.origin || o.sub_class = 'real' OR c %% 10 = 0)
     """,
+    "INSERT INTO evaluation_origins SELECT evaluation_id, origin, sum(images), sum(correct) "
+    "FROM evaluation_groups GROUP BY evaluation_id, origin",
     """
     INSERT INTO reliability_bins (evaluation_id, low, high, images, confidence, accuracy,
         accuracy_low, accuracy_high)

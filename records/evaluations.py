@@ -143,11 +143,17 @@ def record(
 
 # Counted once: later the images may be others, and every page would count millions of answers.
 _GROUPED = """
-    INSERT INTO evaluation_groups (evaluation_id, class_name, origin, sub_class, images, correct)
-    SELECT a.evaluation_id, a.label, i.origin, i.sub_class, count(*),
-           count(*) FILTER (WHERE a.correct)
-    FROM answers a JOIN images i USING (sha256) WHERE a.evaluation_id = :evaluation
-    GROUP BY a.evaluation_id, a.label, i.origin, i.sub_class
+    WITH groups AS (
+        INSERT INTO evaluation_groups
+            (evaluation_id, class_name, origin, sub_class, images, correct)
+        SELECT a.evaluation_id, a.label, i.origin, i.sub_class, count(*),
+               count(*) FILTER (WHERE a.correct)
+        FROM answers a JOIN images i USING (sha256) WHERE a.evaluation_id = :evaluation
+        GROUP BY a.evaluation_id, a.label, i.origin, i.sub_class
+        RETURNING evaluation_id, origin, images, correct)
+    INSERT INTO evaluation_origins (evaluation_id, origin, images, correct)
+    SELECT evaluation_id, origin, sum(images), sum(correct) FROM groups
+    GROUP BY evaluation_id, origin
 """
 
 

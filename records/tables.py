@@ -752,6 +752,20 @@ class EvaluationGroup(Base):
     correct: Mapped[int]
 
 
+class EvaluationOrigin(Base):
+    """The groups of an evaluation summed by origin: with 1,500 classes nobody waits for the sum."""
+
+    __tablename__ = "evaluation_origins"
+    __table_args__ = (CheckConstraint("correct BETWEEN 0 AND images", name="correct_of_images"),)
+
+    evaluation_id: Mapped[int] = mapped_column(
+        ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
+    )
+    origin: Mapped[str] = mapped_column(primary_key=True)
+    images: Mapped[int]
+    correct: Mapped[int]
+
+
 class ReliabilityBin(Base):
     """How right the answers of one band of confidence were, above `low` and at most `high`."""
 

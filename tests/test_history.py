@@ -81,6 +81,8 @@ FILLED = [
         (1, 'lion', 'staged', 'female', 3, 3), (3, 'zebra', 'real', '', 5, 4),
         (3, 'lion', 'real', 'male', 5, 5), (3, 'okapi', 'real', '', 5, 4)
     """,
+    "INSERT INTO evaluation_origins SELECT evaluation_id, origin, sum(images), sum(correct) "
+    "FROM evaluation_groups GROUP BY evaluation_id, origin",
     """
     INSERT INTO reliability_bins (evaluation_id, low, high, images, confidence, accuracy,
         accuracy_low, accuracy_high) VALUES

@@ -45,15 +45,11 @@ VIEWS = {
                b.accuracy, b.accuracy_low, b.accuracy_high
         FROM evaluations e JOIN reliability_bins b ON b.evaluation_id = e.id
     """,
-    # Evaluation by evaluation, so that whoever wants the newest alone counts no others.
     "origins": """
         SELECT e.version_id, e.subject, e.batch_id, e.created_at AS evaluated_at, g.origin,
                g.images, g.correct, g.correct::double precision / g.images AS accuracy,
                i.low AS accuracy_low, i.high AS accuracy_high
-        FROM evaluations e
-        CROSS JOIN LATERAL (
-            SELECT origin, sum(images) AS images, sum(correct) AS correct FROM evaluation_groups
-            WHERE evaluation_id = e.id GROUP BY origin) g
+        FROM evaluations e JOIN evaluation_origins g ON g.evaluation_id = e.id
         CROSS JOIN LATERAL history.wilson(g.correct::double precision / g.images, g.images) i
     """,
     "sub_classes": """
@@ -351,6 +347,23 @@ def upgrade() -> None:
             "evaluation_id", "class_name", "origin", "sub_class", name=op.f("pk_evaluation_groups")
         ),
     )
+    op.create_table(
+        "evaluation_origins",
+        sa.Column("evaluation_id", sa.BigInteger(), nullable=False),
+        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("images", sa.Integer(), nullable=False),
+        sa.Column("correct", sa.Integer(), nullable=False),
+        sa.CheckConstraint(
+            "correct BETWEEN 0 AND images", name=op.f("ck_evaluation_origins_correct_of_images")
+        ),
+        sa.ForeignKeyConstraint(
+            ["evaluation_id"],
+            ["evaluations.id"],
+            name=op.f("fk_evaluation_origins_evaluation_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("evaluation_id", "origin", name=op.f("pk_evaluation_origins")),
+    )
     # What was evaluated before counts by what the images are today, for want of anything better.
     op.execute(
         """
@@ -359,6 +372,13 @@ def upgrade() -> None:
                count(*) FILTER (WHERE a.correct)
         FROM answers a JOIN images i USING (sha256)
         GROUP BY a.evaluation_id, a.label, i.origin, i.sub_class
+        """
+    )
+    op.execute(
+        """
+        INSERT INTO evaluation_origins
+        SELECT evaluation_id, origin, sum(images), sum(correct) FROM evaluation_groups
+        GROUP BY evaluation_id, origin
         """
     )
     op.create_index(
@@ -407,4 +427,5 @@ def downgrade() -> None:
     op.execute("DROP SCHEMA history CASCADE")
     op.drop_index("ix_reviews_random", "reviews")
     op.drop_index("ix_snapshot_classes_lacking", "snapshot_classes")
+    op.drop_table("evaluation_origins")
     op.drop_table("evaluation_groups")
