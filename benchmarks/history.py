@@ -214,7 +214,7 @@ PAST = (
     FROM generate_series(1, %(versions)s) v
     """,
 )
-# The counts that records.transactions keeps as rows come in, and what people said of those drawn.
+# The counts that records.transactions keeps as rows come in, day by day, and what people said of those drawn.
 COUNTED = (
     "DELETE FROM usage_days", "DELETE FROM predicted_days", "DELETE FROM reviews",
     """
@@ -223,13 +223,13 @@ COUNTED = (
     SELECT (at AT TIME ZONE 'UTC')::date, version_id, client, count(*),
            count(*) FILTER (WHERE shown), sum(confidence::float8), sum(latency_seconds::float8),
            max(latency_seconds)
-    FROM transactions GROUP BY 1, 2, 3
+    FROM transactions GROUP BY 1, 2, 3 ORDER BY 1
     """,
     """
     INSERT INTO predicted_days (day, version_id, predicted, band, transactions, confidence_sum)
     SELECT (at AT TIME ZONE 'UTC')::date, version_id, predicted, least(floor(confidence * 10), 9),
            count(*), sum(confidence::float8)
-    FROM transactions GROUP BY 1, 2, 3, 4
+    FROM transactions GROUP BY 1, 2, 3, 4 ORDER BY 1
     """,
     """
     INSERT INTO reviews (subject, transaction_id, transaction_at, version_id, sha256, predicted,

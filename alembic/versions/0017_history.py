@@ -71,26 +71,30 @@ VIEWS = {
                    FROM usage_days GROUP BY version_id) u ON u.version_id = t.version_id
     """,
     # --- two versions on the same images --------------------------------------------------------
-    # Images of classes that both know, by the newest answers of each: ask for two versions.
+    # Images of classes that both know, by the newest answers of each: ask for two versions. OFFSET 0:
+    # or every answer that is kept would be read to find those of one evaluation.
     "paired": """
         WITH newest AS NOT MATERIALIZED (
             SELECT DISTINCT ON (version_id, subject, batch_id) version_id, subject, batch_id, id
             FROM evaluations ORDER BY version_id, subject, batch_id, benchmark_version DESC, id DESC)
-        SELECT e.version_id, o.version_id AS other_id, e.subject, e.batch_id, a.sha256,
-               coalesce(n.today, a.label) AS class_name, a.correct, b.correct AS other_correct,
-               a.predicted, a.confidence, b.predicted AS other_predicted,
-               b.confidence AS other_confidence
+        SELECT e.version_id, o.version_id AS other_id, e.subject, e.batch_id, p.sha256,
+               coalesce(n.today, p.label) AS class_name, p.correct, p.other_correct,
+               p.predicted, p.confidence, p.other_predicted, p.other_confidence
         FROM newest e
         JOIN newest o ON o.subject = e.subject AND o.batch_id IS NOT DISTINCT FROM e.batch_id
-        JOIN answers a ON a.evaluation_id = e.id
-        JOIN answers b ON b.evaluation_id = o.id AND b.sha256 = a.sha256
-        LEFT JOIN class_names n ON n.name = a.label
-        LEFT JOIN class_names m ON m.name = b.label
-        WHERE coalesce(n.today, a.label) = coalesce(m.today, b.label)
+        CROSS JOIN LATERAL (
+            SELECT sha256, a.label, b.label AS other_label, a.correct, b.correct AS other_correct,
+                   a.predicted, a.confidence, b.predicted AS other_predicted,
+                   b.confidence AS other_confidence
+            FROM answers a JOIN answers b USING (sha256)
+            WHERE a.evaluation_id = e.id AND b.evaluation_id = o.id OFFSET 0) p
+        LEFT JOIN class_names n ON n.name = p.label
+        LEFT JOIN class_names m ON m.name = p.other_label
+        WHERE coalesce(n.today, p.label) = coalesce(m.today, p.other_label)
           AND EXISTS (SELECT FROM history.known_classes k WHERE k.version_id = e.version_id
-                      AND k.class_name = coalesce(n.today, a.label))
+                      AND k.class_name = coalesce(n.today, p.label))
           AND EXISTS (SELECT FROM history.known_classes k WHERE k.version_id = o.version_id
-                      AND k.class_name = coalesce(n.today, a.label))
+                      AND k.class_name = coalesce(n.today, p.label))
     """,
     # The interval is Bonett and Price's for pairs, as vision.scores.transfer gives it.
     "compared": """
@@ -137,10 +141,12 @@ VIEWS = {
     """,
     "predicted": """
         SELECT p.day, p.version_id, coalesce(n.today, p.predicted) AS class_name,
-               p.predicted AS called, sum(p.transactions)::bigint AS transactions,
-               sum(p.confidence_sum) / nullif(sum(p.transactions), 0) AS mean_confidence
-        FROM predicted_days p LEFT JOIN class_names n ON n.name = p.predicted
-        GROUP BY p.day, p.version_id, p.predicted, n.today
+               p.predicted AS called, p.transactions,
+               p.confidence_sum / nullif(p.transactions, 0) AS mean_confidence
+        FROM (SELECT day, version_id, predicted, sum(transactions)::bigint AS transactions,
+                     sum(confidence_sum) AS confidence_sum
+              FROM predicted_days GROUP BY day, version_id, predicted) p
+        LEFT JOIN class_names n ON n.name = p.predicted
     """,
     # The random stream alone: each row stands for `weight` transactions.
     "reviewed": """
