@@ -214,7 +214,8 @@ PAST = (
     FROM generate_series(1, %(versions)s) v
     """,
 )
-# The counts that records.transactions keeps as rows come in, day by day, and what people said of those drawn.
+# The counts that records.transactions keeps as rows come in, day by day, and what people said of
+# those drawn.
 COUNTED = (
     "DELETE FROM usage_days", "DELETE FROM predicted_days", "DELETE FROM reviews",
     """
