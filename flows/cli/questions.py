@@ -98,7 +98,7 @@ def _printed(question: Question[Any], as_csv: bool, as_json: bool) -> list[Any]:
         facts = [dataclasses.asdict(row) for row in rows]
         typer.echo(json.dumps(facts, indent=2, default=_plain, ensure_ascii=False))
     elif as_csv:
-        from web.spreadsheet import as_csv as written
+        from records.spreadsheet import as_csv as written
 
         typer.echo(written(question.row, rows), nl=False)
     elif rows:
