@@ -111,6 +111,31 @@ def test_a_picture_that_was_called_wrong_is_learned(world: World, client: TestCl
         assert intakes.label(database, f"labelled/cross/{row.sha256}.png") == ("cross", "", "train")
 
 
+def test_an_answer_to_a_pool_is_reviewed(world: World, client: TestClient) -> None:
+    """Offered with its picture, said of the version's answer, and offered no more."""
+    told = {"a": {"ring": 0.5, "cross": 0.4}, "b": {"ring": 0.9, "cross": 0.1}}
+    with world.database() as database:
+        digests = reviewed.identified(database, world.storage, 3, told)
+    asked = {"by": "Ann", "queue": "pools", "limit": 10}
+    waiting = client.get("/v1/reviews/next", params=asked).json()
+    assert [one["sha256"] for one in waiting] == [digests["a"], digests["b"]]
+    first = waiting[0]
+    assert (first["transaction_id"], first["at"], first["top_labels"]) == (
+        None, None, ["ring", "cross"],
+    )  # fmt: skip
+    place = f"/v1/reviews/versions/3/pools/{first['sha256'][:12]}/picture"
+    assert Image.open(io.BytesIO(client.get(place).content)).size == (48, 48)
+    assert client.get(place.replace("/3/", "/2/")).status_code == 404
+    said = {"subject": "identification", "version": 3, "image": first["sha256"], "by": "Ann",
+            "label": "cross", "queue": "pools", "learn": True}  # fmt: skip
+    done = client.post("/v1/reviews", json=said).json()
+    assert (done["review"]["verdict"], done["learned"]["changed"]) == ("wrong", 1)
+    (kept,) = client.get("/v1/reviews", params={"subject": "identification"}).json()
+    assert (kept["version_id"], kept["stream"]) == (3, "doubt")
+    waiting = client.get("/v1/reviews/next", params=asked).json()
+    assert [one["sha256"] for one in waiting] == [digests["b"]]
+
+
 def test_what_is_wrong_is_looked_at_and_corrected(world: World, client: TestClient) -> None:
     """The worst image, where the version looked, and the acts with their undoing."""
     (worst,) = client.get("/v1/reviews/versions/1/images").json()
