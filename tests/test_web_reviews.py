@@ -20,10 +20,11 @@ from infra.embedded import Addresses
 from records import evaluations, keys
 from records.evaluations import GradCamRow
 from records.reviews import is_blind
+from records.versions import checkpoint_key
 from vision import gradcam, images
 from vision.answers import Answers
 from vision.scores import score
-from web import explanations
+from web import explanations, maps
 from web.app import create_app
 from web.rules import Rules
 
@@ -174,6 +175,37 @@ def test_what_is_wrong_is_looked_at_and_corrected(world: World, client: TestClie
     assert client.get("/v1/reviews/challenges", params={"version": 1}).json() == []
     (again,) = client.get("/v1/reviews/versions/1/images", params={"again": True}).json()
     assert (again["today"], again["withdrawn"], again["act"]) == ("ring", None, "relabel")
+
+
+def test_a_map_is_made_once(
+    world: World, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at again it needs no network; of those that were made the newest are remembered."""
+    monkeypatch.setattr(maps, "MADE", 2)
+    maps._made.clear()
+    maps._network.cache_clear()
+    (image,) = world.ask("SELECT sha256 FROM answers WHERE label = 'cross' ORDER BY 1 LIMIT 1")[0]
+    digest = world.ask("SELECT checkpoint_digest FROM versions WHERE id = 1")[0][0]
+    place, key = f"/v1/reviews/versions/1/images/{image}/map", checkpoint_key(digest)
+
+    def seen(name: str) -> bytes:
+        answer = client.get(place, params={"class": name})
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    first, second = seen("circle"), seen("square")
+    body = world.storage.read(key)
+    world.storage.delete(key)
+    maps._network.cache_clear()
+    try:
+        assert (seen("circle"), seen("square")) == (first, second)
+        assert seen("circle") == first
+        gone = client.get(place, params={"class": "ring"})
+        assert gone.status_code != 200  # the network is needed, and is not there
+    finally:
+        world.storage.write(key, body)
+    seen("ring")
+    assert [name for _, _, name in maps._made] == ["circle", "ring"]
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(world: World, client: TestClient) -> None:
