@@ -74,7 +74,8 @@ class _Flips:
         self.rows = [
             _Tile(
                 row.key, None,
-                f"{'gained' if row.gained else 'lost'} by version {row.version_id}",
+                f"{'gained' if row.gained else 'lost'} by version {row.version_id} on "
+                + _on(row.subject, None, row.batch_id),
                 row.class_name,
                 (f"version {row.version_id}: {row.predicted} {row.confidence:.0%}",
                  f"version {row.other_id}: {row.other_predicted} {row.other_confidence:.0%}"),
