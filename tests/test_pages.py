@@ -47,8 +47,8 @@ def world(services: Addresses, template: str, prefect_server: str) -> Iterator[W
 
 @pytest.fixture(scope="module")
 def service(world: World) -> Iterator[Service]:
-    """The service on its loopback, where people may decide."""
-    with serving(Rules(), None, DECISIONS) as found:
+    """The service on its loopback, where people may decide, with the rights of its role alone."""
+    with worlds.inside(worlds.as_server(world)), serving(Rules(), None, DECISIONS) as found:
         yield found
 
 
