@@ -193,8 +193,8 @@ _SCARCE = f"""
     ORDER BY b.usable, b.given DESC, t.id LIMIT :most
 """  # noqa: S608
 
-# What is asked of each answer is one look into an index, in no join that Postgres could turn round,
-# and it stops after as many as are compared. What was served waits in the other queues.
+# All else that is asked of an answer is one look into an index, in no join that Postgres could turn
+# round, and it stops after as many as are compared. What was served waits in the other queues.
 _POOLS = f"""
     WITH recent AS MATERIALIZED (
         SELECT a.sha256 AS id, a.version_id, o.key, a.top_labels, a.top_confidences
@@ -210,8 +210,7 @@ _POOLS = f"""
               WHERE starts_with(p.prefix, :served))
           AND i.mark IS NULL
           AND (SELECT NOT EXISTS (SELECT FROM pool_acts s WHERE s.sha256 = a.sha256))
-          AND (SELECT NOT EXISTS (SELECT FROM reviews r
-                                  WHERE r.sha256 = a.sha256 AND r.subject = 'identification'))
+          AND a.sha256 NOT IN (SELECT sha256 FROM reviews WHERE subject = 'identification')
         ORDER BY a.confidence, a.sha256 DESC LIMIT :doubted
     ), {_BEST}
     SELECT t.version_id, t.id, t.key, t.top_labels, t.top_confidences, b.today, b.usable

@@ -1,13 +1,13 @@
 """A role for the service: it appends to the logs and cannot rewrite them, nor make itself a key.
 
-Revision ID: 0018
-Revises: 0017
+Revision ID: 0019
+Revises: 0018
 """
 
 from alembic import op
 
-revision = "0018"
-down_revision = "0017"
+revision = "0019"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 
@@ -30,8 +30,9 @@ MONTH = """
 """
 APPENDED = (
     "benchmarks", "checks", "class_acts", "exports", "image_acts", "label_changes", "library_acts",
-    "log_gaps", "looks", "pool_acts", "rejections", "reviews", "served_requests", "set_images",
-    "snapshot_classes", "snapshots", "transactions", "validations", "verdicts",
+    "log_gaps", "looks", "pool_acts", "pool_answers", "rejections", "reviews", "served_requests",
+    "set_images", "snapshot_choices", "snapshot_classes", "snapshots", "transactions",
+    "validations", "verdicts",
 )  # fmt: skip
 READ = ("alembic_version", "api_keys", "log_retentions")
 # Where roles are made by somebody else (a managed Postgres), the administrator grants the same.
