@@ -81,6 +81,11 @@ class Found:
     real: int | None = None
 
     @property
+    def name(self) -> str:
+        """What it is called: its key."""
+        return self.key
+
+    @property
     def heading(self) -> str:
         """What it is shown among, in words; nothing where all stand together."""
         if self.group is not None:
@@ -341,7 +346,8 @@ def _asked(
 
 def newest_version(session: Session, pool_id: int | None = None) -> int | None:
     """The newest version that has answered a pool (this one), throw-away versions aside."""
-    return session.scalar(text(_NEWEST), {"pool": pool_id})
+    found: int | None = session.scalar(text(_NEWEST), {"pool": pool_id})
+    return found
 
 
 _ANSWERED = """

@@ -591,7 +591,7 @@ def test_flips_stand_on_a_sheet_with_their_pictures(
     )  # fmt: skip
     assert len(tiles) == len(rows)
     for (data, alt, first, second), row, picture in zip(tiles, rows, pictures, strict=True):
-        assert alt == f"{row.class_name}: {row.key}"
+        assert alt == f"{row.class_name}: {row.source_key}"
         assert first == f"version 2: {row.predicted} {row.confidence:.0%}"
         assert second == f"version 1: {row.other_predicted} {row.other_confidence:.0%}"
         assert base64.b64decode(data) == encoded(picture)

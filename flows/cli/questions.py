@@ -60,6 +60,7 @@ class _Tile:
 
     key: str
     etag: None
+    name: str
     heading: str
     offer: str
     remarks: tuple[str, ...]
@@ -73,7 +74,7 @@ class _Flips:
         self.told = f"Images on which version {one.version_id} and version {one.other_id} part"
         self.rows = [
             _Tile(
-                row.key, None,
+                row.key, None, row.source_key or row.key,
                 f"{'gained' if row.gained else 'lost'} by version {row.version_id} on "
                 + _on(row.subject, None, row.batch_id),
                 row.class_name,
