@@ -193,25 +193,31 @@ _SCARCE = f"""
     ORDER BY b.usable, b.given DESC, t.id LIMIT :most
 """  # noqa: S608
 
-# All else that is asked of an answer is one look into an index, in no join that Postgres could turn
-# round, and it stops after as many as are compared. What was served waits in the other queues.
+# What people have spoken of is passed over within an index. All else that is asked of an answer is
+# one look into another, in no join that Postgres could turn round, and it stops after as many as
+# are compared. What was served waits in the other queues.
 _POOLS = f"""
     WITH recent AS MATERIALIZED (
         SELECT a.sha256 AS id, a.version_id, o.key, a.top_labels, a.top_confidences
-        FROM pool_answers a
+        FROM (
+            SELECT a.sha256, a.confidence FROM pool_answers a
+            WHERE a.version_id = :version
+              AND (CAST(:class AS text) IS NULL OR a.predicted = :class)
+              AND a.sha256 NOT IN (SELECT sha256 FROM reviews WHERE subject = 'identification')
+            ORDER BY a.confidence, a.sha256 DESC) unsaid
+        JOIN LATERAL (
+            SELECT * FROM pool_answers a
+            WHERE a.version_id = :version AND a.sha256 = unsaid.sha256 LIMIT 1) a ON true
         JOIN LATERAL (
             SELECT p.mark FROM pool_images p WHERE p.sha256 = a.sha256 LIMIT 1) i ON true
         JOIN LATERAL (
             SELECT o.key FROM pool_objects o WHERE o.sha256 = a.sha256 AND o.gone_at IS NULL
             ORDER BY o.id LIMIT 1) o ON true
-        WHERE a.version_id = :version AND (CAST(:class AS text) IS NULL OR a.predicted = :class)
-          AND a.identification_id NOT IN (
+        WHERE i.mark IS NULL AND a.identification_id NOT IN (
               SELECT n.id FROM identifications n JOIN pools p ON p.id = n.pool_id
               WHERE starts_with(p.prefix, :served))
-          AND i.mark IS NULL
           AND (SELECT NOT EXISTS (SELECT FROM pool_acts s WHERE s.sha256 = a.sha256))
-          AND a.sha256 NOT IN (SELECT sha256 FROM reviews WHERE subject = 'identification')
-        ORDER BY a.confidence, a.sha256 DESC LIMIT :doubted
+        ORDER BY unsaid.confidence, unsaid.sha256 DESC LIMIT :doubted
     ), {_BEST}
     SELECT t.version_id, t.id, t.key, t.top_labels, t.top_confidences, b.today, b.usable
     FROM recent t LEFT JOIN best b USING (id)
