@@ -208,10 +208,14 @@ def embeddings(digests: list[str], predicted: Any, random: Any) -> Iterator[str]
 
 def filters() -> dict[str, Callable[[Any, int], Any]]:
     """What is asked, each with the number of the round."""
-    from records import findings
+    from records import findings, queues
 
     def common(turn: int) -> str:
         return NAMES[CLASSES - 1 - turn]
+
+    def reviews(session: Any, turn: int) -> Any:
+        waiting = queues.waiting(session, "pools", "ann", most=60)
+        return findings.Findings("", tuple(waiting))
 
     return {
         "scarce": lambda session, turn: findings.scarce(session),
@@ -233,6 +237,7 @@ def filters() -> dict[str, Callable[[Any, int], Any]]:
             session, common(turn), pool=POOLS[2][0]
         ),
         "free: all, surest first": lambda session, turn: findings.matching(session),
+        "the queue of reviews": reviews,
     }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.markup import escape
 
 from flows import grid
 from infra import database
-from records import shortlists
+from records import shortlists, spreadsheet
 from records.shortlists import Candidate, Need, Tally
 from vision.outlook import BANDS, Band, Outlook, outlook
 
@@ -192,24 +191,15 @@ def write_classes(found: Shortlist) -> None:
     """The shortlist as CSV on standard output, one row for each class."""
     own = [field.name for field in fields(Wanted) if field.name != "outlook"]
     expected = [field.name for field in fields(Outlook)]
-    _write(
-        [*own, *expected],
-        (
-            [getattr(one, name) for name in own] + [getattr(one.outlook, name) for name in expected]
-            for one in found.classes
-        ),
+    rows = (
+        [getattr(one, name) for name in own] + [getattr(one.outlook, name) for name in expected]
+        for one in found.classes
     )
+    sys.stdout.write(spreadsheet.table([*own, *expected], rows))
 
 
 def write_candidates(rows: Sequence[Candidate]) -> None:
     """Those that wait, as CSV on standard output: delete what is wrong, label the rest from it."""
     names = [field.name for field in fields(Candidate) if field.name != "state"]
-    _write(
-        names, ([getattr(one, name) for name in names] for one in rows if one.state == "waiting")
-    )
-
-
-def _write(columns: list[str], rows: Iterable[list[object]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    waiting = ([getattr(one, name) for name in names] for one in rows if one.state == "waiting")
+    sys.stdout.write(spreadsheet.table(names, waiting))

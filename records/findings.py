@@ -81,6 +81,11 @@ class Found:
     real: int | None = None
 
     @property
+    def name(self) -> str:
+        """What it is called: its key."""
+        return self.key
+
+    @property
     def heading(self) -> str:
         """What it is shown among, in words; nothing where all stand together."""
         if self.group is not None:
@@ -321,7 +326,7 @@ def _asked(
         raise BadFilter(f"--limit {most}: ask for 1 or more")
     pool_id = None if pool is None else pool_named(session, pool)
     if version_id is None:
-        version_id = session.scalar(text(_NEWEST), {"pool": pool_id})
+        version_id = newest_version(session, pool_id)
     if version_id is None:
         if thrown := session.scalar(text(_NEWEST_THROWAWAY), {"pool": pool_id}):
             raise NothingAnswered(
@@ -337,6 +342,12 @@ def _asked(
         )
         raise NothingAnswered(f"version {version_id} has answered no pool yet: {mend}")
     return _Asked(version_id, tuple(version.class_names), pool_id, most)
+
+
+def newest_version(session: Session, pool_id: int | None = None) -> int | None:
+    """The newest version that has answered a pool (this one), throw-away versions aside."""
+    found: int | None = session.scalar(text(_NEWEST), {"pool": pool_id})
+    return found
 
 
 _ANSWERED = """

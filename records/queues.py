@@ -2,7 +2,8 @@
 
 The random stream estimates, and offers what chance drew in an order that chance made. The others
 find errors: by doubt, by what a version is known to confuse, by the classes that lack images; they
-never offer what was drawn, so that neither stream colours the other.
+never offer what was drawn, so that neither stream colours the other. One of them offers pictures of
+pools, which nobody has asked about.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from records.evaluations import newest_benchmark
 from records.reviews import TWICE, is_blind, part
 from records.snapshots import USABLE
 
-QUEUES = ("random", "confidence", "mistaken", "scarce")
-# Of the newest kept transactions so many are compared by the queues that no index orders.
+QUEUES = ("random", "confidence", "mistaken", "scarce", "pools")
+# Of the newest kept transactions so many are compared by the queues that no index orders, and so
+# many of the answers to pools that a version is least sure of.
 LOOKED_AT = 5000
+DOUBTED = 1000
 # What an answer must give a class at least for the picture to be perhaps one of it.
 PERHAPS = 0.1
 # Of a right answer another class had at least so much, compared with what its own had: 1 is a tie.
@@ -38,8 +41,10 @@ class BadQueue(ValueError):
 class Waiting:
     """One answer that waits for a person.
 
-    stream: what a verdict on it is kept as. key: where its picture is kept. blind: without the
-    answer, whose labels and confidences are then None. why: what brings it up, in words.
+    stream: what a verdict on it is kept as. subject: transaction, or identification, which has
+    neither number nor time and is named by version and sha256. key: where its picture is kept.
+    blind: without the answer, whose labels and confidences are then None. why: what brings it up,
+    in words.
     """
 
     queue: str
@@ -56,7 +61,7 @@ class Waiting:
     why: str
 
 
-# --- transactions ---------------------------------------------------------------------------
+# --- transactions and pools -----------------------------------------------------------------
 
 
 def waiting(
@@ -67,13 +72,15 @@ def waiting(
     class_name: str | None = None,
     most: int = 1,
 ) -> list[Waiting]:
-    """The next transactions that a person should look at, those with a kept picture alone.
+    """The next answers that a person should look at, those with a picture alone.
 
     random: drawn ones, in a fixed random order, that this person has not spoken of; one in ten is
     asked of two people. confidence: the least sure first. mistaken: the likeliest to be wrong, by
     their confidence and how often the version is right with that class on its newest benchmark (or
-    test) images. scarce: what may be one of the classes with the fewest images. class_name: this
-    answer alone; the random stream takes no choice but the version. Raises `BadQueue`.
+    test) images. scarce: what may be one of the classes with the fewest images. pools: of new
+    pictures there, which the version (the newest that answered any) is least sure of, first what
+    may be scarce, then where two classes are nearest to each other. class_name: this answer alone;
+    the random stream takes no choice but the version. Raises `BadQueue`.
     """
     if queue not in QUEUES:
         raise BadQueue(f"queue {queue[:40]!r} is none of {', '.join(QUEUES)}")
@@ -94,6 +101,7 @@ def waiting(
     session.execute(text("SET LOCAL work_mem = '64MB'"))  # to hash what people have spoken of
     found = {
         "random": _random, "confidence": _least_sure, "mistaken": _mistaken, "scarce": _scarce,
+        "pools": _of_pools,
     }[queue](session, values)  # fmt: skip
     return [_blindfolded(one) if queue == "random" else one for one in found]
 
@@ -162,9 +170,9 @@ _MISTAKEN = f"""
     LIMIT :most
 """  # noqa: S608
 
-# Counted no further than it matters.
-_SCARCE = f"""
-    WITH {_RECENT}, perhaps AS MATERIALIZED (
+# Of answers `recent` the scarcest class that each may be, counted no further than it matters.
+_BEST = f"""
+    perhaps AS MATERIALIZED (
         SELECT t.id, p.name, p.confidence
         FROM recent t, unnest(t.top_labels, t.top_confidences) p (name, confidence)
         WHERE p.confidence >= :perhaps
@@ -177,8 +185,43 @@ _SCARCE = f"""
     ), best AS (
         SELECT DISTINCT ON (id) id, today, usable, confidence AS given
         FROM perhaps JOIN scarce USING (name) ORDER BY id, usable, confidence DESC)
+"""  # noqa: S608
+
+_SCARCE = f"""
+    WITH {_RECENT}, {_BEST}
     SELECT {_COLUMNS}, b.today, b.usable FROM best b JOIN recent t USING (id)
     ORDER BY b.usable, b.given DESC, t.id LIMIT :most
+"""  # noqa: S608
+
+# What people have spoken of is passed over within an index. All else that is asked of an answer is
+# one look into another, in no join that Postgres could turn round, and it stops after as many as
+# are compared. What was served waits in the other queues.
+_POOLS = f"""
+    WITH recent AS MATERIALIZED (
+        SELECT a.sha256 AS id, a.version_id, o.key, a.top_labels, a.top_confidences
+        FROM (
+            SELECT a.sha256, a.confidence FROM pool_answers a
+            WHERE a.version_id = :version
+              AND (CAST(:class AS text) IS NULL OR a.predicted = :class)
+              AND a.sha256 NOT IN (SELECT sha256 FROM reviews WHERE subject = 'identification')
+            ORDER BY a.confidence, a.sha256 DESC) unsaid
+        JOIN LATERAL (
+            SELECT * FROM pool_answers a
+            WHERE a.version_id = :version AND a.sha256 = unsaid.sha256 LIMIT 1) a ON true
+        JOIN LATERAL (
+            SELECT p.mark FROM pool_images p WHERE p.sha256 = a.sha256 LIMIT 1) i ON true
+        JOIN LATERAL (
+            SELECT o.key FROM pool_objects o WHERE o.sha256 = a.sha256 AND o.gone_at IS NULL
+            ORDER BY o.id LIMIT 1) o ON true
+        WHERE i.mark IS NULL AND a.identification_id NOT IN (
+              SELECT n.id FROM identifications n JOIN pools p ON p.id = n.pool_id
+              WHERE starts_with(p.prefix, :served))
+          AND (SELECT NOT EXISTS (SELECT FROM pool_acts s WHERE s.sha256 = a.sha256))
+        ORDER BY unsaid.confidence, unsaid.sha256 DESC LIMIT :doubted
+    ), {_BEST}
+    SELECT t.version_id, t.id, t.key, t.top_labels, t.top_confidences, b.today, b.usable
+    FROM recent t LEFT JOIN best b USING (id)
+    ORDER BY b.usable, t.top_confidences[1] - coalesce(t.top_confidences[2], 0), t.id LIMIT :most
 """  # noqa: S608
 
 
@@ -205,8 +248,29 @@ def _mistaken(session: Session, values: dict[str, Any]) -> list[Waiting]:
 def _scarce(session: Session, values: dict[str, Any]) -> list[Waiting]:
     fewer = 2 * findings.cutoff(session)
     rows = session.execute(text(_SCARCE), values | {"fewer": fewer})
-    return [_served("scarce", row, f"perhaps {row[-2]}, of which there are {row[-1]}")
-            for row in rows]  # fmt: skip
+    return [_served("scarce", row, _perhaps(row)) for row in rows]
+
+
+def _perhaps(row: Sequence[Any]) -> str:
+    return f"perhaps {row[-2]}, of which there are {row[-1]}"
+
+
+def _of_pools(session: Session, values: dict[str, Any]) -> list[Waiting]:
+    values = values | {
+        "version": values["version"] or findings.newest_version(session),
+        "fewer": 2 * findings.cutoff(session), "doubted": DOUBTED, "served": transactions.IMAGES,
+    }  # fmt: skip
+    return [_found(row) for row in session.execute(text(_POOLS), values)]
+
+
+def _found(row: Sequence[Any]) -> Waiting:
+    version_id, sha256, key, names, confidences, _, usable = row
+    best = zip(names[:2], confidences[:2], strict=True)
+    between = " or ".join(f"{name} {share:.0%}" for name, share in best)
+    return Waiting(
+        "pools", "doubt", "identification", None, None, version_id, sha256, key, False,
+        tuple(names), tuple(confidences), between if usable is None else _perhaps(row),
+    )  # fmt: skip
 
 
 def _served(queue: str, row: Sequence[Any], why: str) -> Waiting:

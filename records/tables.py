@@ -1623,6 +1623,9 @@ class Review(Base):
             postgresql_where=text("transaction_id IS NOT NULL"),
         ),
         Index("ix_reviews_version", "version_id", "stream"),
+        Index(
+            "ix_reviews_pools", "sha256", postgresql_where=text("subject = 'identification'")
+        ),
         # all that `random_verdicts` reads, in its order
         Index(
             "ix_reviews_random",

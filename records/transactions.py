@@ -225,19 +225,8 @@ def _make_months(session: Session) -> None:
     if session.execute(text(missing)).first() is None:
         return
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext('regraft-months'))"))
-    for first in session.scalars(text(missing)):
-        name = f"transactions_{first:%Y_%m}"
-        # Made and then attached: made as a partition it would keep out everybody who reads.
-        for statement in (
-            f"CREATE TABLE {name} (LIKE transactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
-            f"ALTER TABLE transactions ATTACH PARTITION {name} "
-            f"FOR VALUES FROM ('{first} 00:00+00') TO ('{_next(first)} 00:00+00')",
-        ):
-            session.execute(text(statement))
-
-
-def _next(first: date) -> date:
-    return date(first.year + first.month // 12, first.month % 12 + 1, 1)
+    for first in session.scalars(text(missing)).all():
+        session.execute(text("SELECT add_transactions_month(:first)"), {"first": first})
 
 
 def add_gap(session: Session, gap: Gap) -> None:

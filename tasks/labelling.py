@@ -18,7 +18,8 @@ from infra.storage import Conflict, Gone, Storage, StorageError
 from records import classes, labels, moves
 from records.labels import Done, Wish
 from records.moves import Owed
-from tasks.rows import disarmed, read_rows, text_problem
+from records.spreadsheet import disarmed
+from tasks.rows import read_rows, text_problem
 
 log = logging.getLogger("regraft")
 

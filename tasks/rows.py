@@ -12,8 +12,6 @@ from typing import Any
 LONGEST_FIELD = 1000  # characters of a key or box; a megabyte is an accident
 LONGEST_BYTES = 1024  # of a key: what S3 takes
 LONGEST_NAME = 255  # bytes of a class, group or person, as in a key: longer ones fit no index
-# A spreadsheet runs cells that begin so: `regraft find` and its like write ' before them.
-FORMULAS = ("=", "+", "-", "@")
 JOINERS = "\u200c\u200d"  # invisible, yet Persian and many emoji are misspelt without them
 
 Row = tuple[int, dict[str, Any]]  # its number in the file, and its values by column
@@ -97,12 +95,6 @@ def _require(name: str, columns: Collection[str], required: Collection[str]) -> 
             f"{name}: column {', '.join(missing)} is missing; it has "
             f"{presentable(', '.join(columns))[:200] or 'none'}: add it to the header"
         )
-
-
-def disarmed(word: str) -> str:
-    """A cell of ours as it was before a ' kept spreadsheets from running it."""
-    kept = word.startswith("'") and word.lstrip("'").startswith(FORMULAS)
-    return word[1:] if kept else word
 
 
 def text_problem(name: str, word: str) -> str | None:

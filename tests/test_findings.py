@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from test_cli import regraft
 from worlds import World
 
-from flows.cli.found import as_text
+from flows import shortlist
 from infra.embedded import Addresses
 from infra.storage import Listed
 from records import classes, findings, identifications, pools, runs, snapshots, versions
@@ -36,6 +36,8 @@ from records.findings import (
     UnknownToVersion,
 )
 from records.pools import ListedObject, ReadObject
+from records.shortlists import Candidate
+from records.spreadsheet import as_csv
 from records.tables import PoolAct
 from tasks import labelling
 from vision import images, variety
@@ -514,14 +516,21 @@ def test_wrong_calls_are_told(
     assert said in " ".join(done.stderr.split())
 
 
-def test_cells_are_no_formulas(session: Session) -> None:
-    """A class that is named like a formula is text to a spreadsheet."""
+def test_cells_are_no_formulas(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class that is named like a formula is text to a spreadsheet, in a shortlist as well."""
     row = findings.matching(session, most=1).rows[0]
     odd = [replace(row, class_name="=1+1", key=key) for key in ("@sum", "'=p/1", "'p/1", "''-")]
-    page = as_text(Findings("", tuple(odd)))
+    page = as_csv(Found, odd)
     told = next(csv.DictReader(StringIO(page)))
     assert (told["class_name"], told["key"]) == ("'=1+1", "'@sum")
     assert [one.key for one in labelling.read("x.csv", page.encode())] == [one.key for one in odd]
+    waits = Candidate(row.sha256, "@sum", "=1+1", 2, 0.5, "+1", 0.5, "waiting")
+    shortlist.write_candidates([waits, replace(waits, state="dismissed")])
+    page = capsys.readouterr().out
+    (told,) = csv.DictReader(StringIO(page))
+    assert (told["key"], told["label"], told["said"]) == ("'@sum", "'=1+1", "'+1")
+    (wish,) = labelling.read("x.csv", page.encode())
+    assert (wish.key, wish.label) == ("@sum", "=1+1")
 
 
 class Page(HTMLParser):

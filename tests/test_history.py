@@ -1,5 +1,6 @@
 """History: every question on rows whose answers can be counted by hand, asked in every way."""
 
+import base64
 import csv
 import dataclasses
 import io
@@ -22,7 +23,10 @@ from infra.database import Database
 from infra.embedded import Addresses
 from records import evaluations, history
 from records.history import BadQuestion, Question
+from vision.images import thumbnail
 from vision.scores import ClassTransfer, estimate, interval, sums, transfer
+from web import sheet
+from web.thumbnails import encoded
 
 ROOT = Path(__file__).resolve().parent.parent
 FREE = "SET LOCAL session_replication_role = replica"  # as if there were no triggers and keys
@@ -567,3 +571,38 @@ def test_real_nights_have_a_history(
                 (told.change_low, told.change_high)
             )
         assert [row.version_id for row in history.answered(session, history.growth())] == [2, 1]
+
+
+def test_flips_stand_on_a_sheet_with_their_pictures(
+    services: Addresses, template: str, prefect_server: str, terminal: Callable[..., str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Every picture that turned, in the order of the rows, with what both versions said of it."""
+    world = worlds.story(services, template).done
+    page, drawing = tmp_path / "flips.html", tmp_path / "flips.png"
+    with worlds.inside(world):
+        rows = history.at_once(history.flips(2, 1, most=100))
+        assert {row.gained for row in rows} == {True, False}
+        for path in (page, drawing):
+            told = terminal("history", "flips", "2", "1", "--limit", "100", "--sheet", str(path))
+            assert f"wrote {path}" in told
+        pictures = [thumbnail(world.storage.read(row.key), sheet.SIDE) for row in rows]
+    tiles = re.findall(
+        r'<img src="data:image/jpeg;base64,(.*?)" alt="(.*?)".*?<small>(.*?)</small>'
+        r"<small>(.*?)</small>", page.read_text(), re.DOTALL,
+    )  # fmt: skip
+    assert len(tiles) == len(rows)
+    for (data, alt, first, second), row, picture in zip(tiles, rows, pictures, strict=True):
+        assert alt == f"{row.class_name}: {row.source_key}"
+        assert first == f"version 2: {row.predicted} {row.confidence:.0%}"
+        assert second == f"version 1: {row.other_predicted} {row.other_confidence:.0%}"
+        assert base64.b64decode(data) == encoded(picture)
+    sections = re.findall(r"<h2>(.*?)</h2>", page.read_text())
+    assert sections[0].startswith("lost by version 2 on ")
+    assert sections[-1].startswith("gained by version 2 on ")
+    drawn, first_picture = Image.open(drawing), pictures[0]
+    assert drawn.format == "PNG"
+    left = sheet.GAP + (sheet.SIDE - first_picture.width) // 2
+    top = 2 * (sheet.LINE + sheet.GAP) + (sheet.SIDE - first_picture.height) // 2
+    box = (left, top, left + first_picture.width, top + first_picture.height)
+    assert np.array_equal(np.asarray(drawn.crop(box)), np.asarray(first_picture))

@@ -28,8 +28,8 @@ PAGES = (
     "/compare?version=2&other=1", "/library", "/library/class?name=ring", "/library/quarantine",
     "/library/quarantine?batch=2", "/pools?filter=free", "/pools?filter=scarce",
     "/pools?filter=look-alike&class=ring", "/pools?filter=junk", "/pools?filter=staged",
-    "/pools?filter=unknown", "/reviews", "/reviews/next?queue=confidence", "/runs", "/runs/2",
-    "/you",
+    "/pools?filter=unknown", "/reviews", "/reviews/next?queue=confidence",
+    "/reviews/next?queue=pools", "/runs", "/runs/2", "/you",
 )  # fmt: skip
 BROWSER_SAYS = {"Sec-Fetch-Site": "same-origin"}
 
@@ -47,8 +47,8 @@ def world(services: Addresses, template: str, prefect_server: str) -> Iterator[W
 
 @pytest.fixture(scope="module")
 def service(world: World) -> Iterator[Service]:
-    """The service on its loopback, where people may decide."""
-    with serving(Rules(), None, DECISIONS) as found:
+    """The service on its loopback, where people may decide, with the rights of its role alone."""
+    with worlds.inside(worlds.as_server(world)), serving(Rules(), None, DECISIONS) as found:
         yield found
 
 
@@ -171,6 +171,25 @@ def test_answers_are_reviewed_one_at_a_time_by_keyboard(world: World, browser: B
     assert "drawn transactions" in browser.text()
 
 
+def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Browser) -> None:
+    """Each with its picture and what brings it up; a verdict is of the version's answer."""
+    browser.open("/reviews")
+    browser.one("a[href='/reviews/next?queue=pools']").click()
+    assert browser.one(".tabs [aria-current]").text == "In pools"
+    assert POOL in browser.text()
+    offered = browser.one("input[name=image]").get_attribute("value")
+    browser.press("r")
+    assert browser.until_said().startswith("Kept: right, ")
+    assert browser.one("input[name=image]").get_attribute("value") != offered
+    browser.press("2")
+    assert browser.until_said().startswith("Kept: wrong, ")
+    said = world.ask(
+        "SELECT sha256, verdict, stream FROM reviews WHERE subject = 'identification' ORDER BY id"
+    )
+    assert [row[1:] for row in said] == [("right", "doubt"), ("wrong", "doubt")]
+    assert said[0][0] == offered
+
+
 def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: Browser) -> None:
     """One click from the version; an act, and the same undone in the library."""
     browser.open("/versions/2")
@@ -261,7 +280,7 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
     assert "<i>look" not in page.text
     if path == "/library":
         assert "&#34;okapi&#34; &amp;amp; &#39;co&#39;" in page.text
-    if path.startswith("/reviews/next"):
+    if path == "/reviews/next?queue=confidence":
         assert "&lt;b onclick=&#34;alert(1)&#34;&gt;" in page.text
 
 

@@ -5,6 +5,7 @@ import random
 import uuid
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import reviewed
@@ -289,6 +290,64 @@ def test_queues_of_doubt_and_value_show_what_they_say(
     assert shown("confidence") == [2, 5, 1]
     with pytest.raises(BadQueue, match="queue 'doubt' is none of"):
         waiting(library, "doubt")
+
+
+def test_answers_to_pools_wait_where_they_are_in_doubt(
+    library: Database, storage: Storage, terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    """What may be scarce, then where two classes are near; once anybody looked, never again.
+
+    Nothing that the library has, that is gone, or that was served; of the newest version.
+    """
+    put(storage, "labelled/bar/1.png", picture(1, "bar"))
+    take_in(library)
+    second = reviewed.version(library, ("bar", "cross", "ring"), '{"cutoff": 2}')
+    told = {
+        "sure": {"ring": 0.9, "cross": 0.1}, "near": {"ring": 0.5, "cross": 0.45},
+        "perhaps a bar": {"cross": 0.75, "bar": 0.2}, "unlike": {"ring": 0.4, "cross": 0.05},
+        "known": {"ring": 0.3, "cross": 0.2}, "gone": {"ring": 0.3, "cross": 0.2},
+        "dismissed": {"ring": 0.3, "cross": 0.2},
+    }  # fmt: skip
+    reviewed.identified(library, storage, 1, {name: {"cross": 0.5} for name in (*told, "older")})
+    digests = reviewed.identified(library, storage, second, told)
+    served = {"ring": 0.3, "cross": 0.29}
+    reviewed.identified(library, storage, second, {"served": served}, transactions.IMAGES)
+    with library.transaction() as session:
+        for statement in (
+            "UPDATE pool_images SET mark = 'library', mark_sha256 = sha256 WHERE sha256 = :known",
+            "UPDATE pool_objects SET gone_at = now() WHERE sha256 = :gone",
+            "INSERT INTO pool_acts (sha256, act, done_by) VALUES (:dismissed, 'dismiss', 'Ann')",
+        ):
+            session.execute(text(statement), digests)
+    names = {digest: name for name, digest in digests.items()}
+
+    def shown(**asked: object) -> list[str]:
+        return [names[one.sha256] for one in waiting(library, "pools", **asked)]
+
+    assert shown() == ["perhaps a bar", "near", "unlike", "sure"]
+    assert shown(class_name="cross") == ["perhaps a bar"]
+    assert len(waiting(library, "pools", version_id=1)) == 5  # the older one, too
+    first, near, *_ = waiting(library, "pools")
+    assert (first.why, near.why) == (
+        "perhaps bar, of which there are 1", "ring 50% or cross 45%",
+    )  # fmt: skip
+    assert (near.subject, near.stream, near.version_id) == ("identification", "doubt", second)
+    folder = str(tmp_path)
+    printed = terminal("review", "next", "--queue", "pools", "--save", folder, "--by", "Ann")
+    assert f"--of identification --version {second} --queue pools right" in printed
+    assert [one.name for one in tmp_path.iterdir()] == [f"{first.sha256[:12]}.jpg"]
+    said = ("review", "say", first.sha256[:12], "--of", "identification", "--queue", "pools")
+    wrong = terminal(*said, "--version", str(second), "--label", "ring", "--learn", "--by", "Ann")
+    assert wrong == "wrong, it is ring: kept; the next night learns it\n"
+    with library.transaction() as session:
+        answered = reviews.of_identification(session, 1, near.sha256)
+        reviews.say(session, answered, "Zoë", "cannot tell")
+        kept_words = [(one.subject, one.version_id, one.stream) for one in reviews.newest(session)]
+    assert kept_words == [("identification", 1, "chosen"), ("identification", second, "doubt")]
+    assert shown() == ["unlike", "sure"]
+    assert len(waiting(library, "pools", version_id=1)) == 3
+    assert in_use(library).reviewed == 0
+    assert waiting(library, "confidence") == []
 
 
 def test_what_retention_took_the_picture_of_is_offered_no_more(library: Database) -> None:

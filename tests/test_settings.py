@@ -1,8 +1,10 @@
 """Settings: what is wrong is refused at once, each thing in one line that names it."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from infra import settings
 from infra.settings import BadSettings
@@ -137,3 +139,16 @@ def test_keys_without_endpoint_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("REGRAFT_S3_SECRET_KEY", PLANTED)
     with pytest.raises(BadSettings, match="REGRAFT_S3_ENDPOINT"):
         settings.load()
+
+
+def test_containers_are_given_settings_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compose file says nothing misspelt, and what waits for the log lies on a volume."""
+    path = Path(__file__).parent.parent / "docker" / "compose.yaml"
+    containers = yaml.safe_load(path.read_text())["services"]
+    for name in ("regraft", "web"):
+        for variable, value in containers[name]["environment"].items():
+            monkeypatch.setenv(variable, re.sub(r"\$\{\w+\}", PLANTED, value))
+        found = settings.load()
+    assert found.database_url is not None
+    assert PLANTED in found.database_url.get_secret_value()
+    assert f"spool:{found.spool_dir}" in containers["web"]["volumes"]

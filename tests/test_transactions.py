@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import served
+import worlds
 from served import AT, row
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from worlds import World
 
 from infra.database import Busy, Database
 from infra.embedded import Addresses
 from infra.storage import Storage
-from records import transactions
+from records import reviews, transactions
 from records.transactions import Gap, Transaction, image_key, line, new_id
 from tasks import retention
 
@@ -185,6 +187,52 @@ def year(database: Database, storage: Storage, world: World) -> dict[str, Transa
         rows[f"{at:%Y-%m}"] = one
     append(database, *rows.values())
     return rows
+
+
+def test_the_service_appends_and_rewrites_nothing(database: Database, world: World) -> None:
+    """By the rights of its role: rows of any month and reviews come in, and none is changed.
+
+    Nor does it lift a trigger, make a key, or decide what is kept; it reads every table there is.
+    """
+    serving = worlds.as_server(world)
+    rows = [row(number) for number in range(7)]  # of two months
+    with serving.transaction() as session:
+        assert transactions.append(session, [line(one) for one in rows]) == 7
+        reviews.say(session, reviews.of_transaction(session, rows[0].id), "Ann", "cannot tell")
+    for statement in (
+        "UPDATE transactions SET draw = 1", "DELETE FROM transactions", "TRUNCATE transactions",
+        "SELECT * FROM transactions_2026_11", "DROP TABLE transactions_2026_11",
+        "UPDATE reviews SET verdict = 'right'", "DELETE FROM reviews", "TRUNCATE reviews",
+        "ALTER TABLE reviews DISABLE TRIGGER ALL", "SET session_replication_role = replica",
+        "DELETE FROM log_gaps", "DELETE FROM deployments", "CREATE TABLE mine ()",
+        "UPDATE alembic_version SET version_num = '1'", "UPDATE api_keys SET scopes = '{admin}'",
+        "INSERT INTO api_keys (name, digest, scopes, made_by) "
+        "VALUES ('x', repeat('0', 64), '{admin}', 'x')",
+    ):  # fmt: skip
+        with (
+            pytest.raises(DBAPIError, match=r"permission denied|must be owner"),
+            serving.transaction() as session,
+        ):
+            session.execute(text(statement))
+    with (
+        pytest.raises(DBAPIError, match="permission denied"), serving.transaction() as session,
+    ):  # fmt: skip
+        transactions.retain(session, date(2026, 12, 1), AT, "Ann")
+    assert world.ask(
+        """
+        SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p', 'v') AND NOT relispartition
+          AND relnamespace IN ('public'::regnamespace, 'history'::regnamespace)
+          AND NOT has_table_privilege('regraft_server', oid, 'SELECT')
+        """
+    ) == []
+    # where a trigger keeps rows from an update; who locks the deployment log must be able to try
+    assert world.ask(
+        """
+        SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger
+        WHERE tgfoid = 'refuse_change'::regproc AND tgtype & 17 = 17
+          AND has_table_privilege('regraft_server', tgrelid, 'UPDATE')
+        """
+    ) == [("deployments",)]
 
 
 def test_retention_drops_months_and_pictures(

@@ -20,10 +20,11 @@ from infra.embedded import Addresses
 from records import evaluations, keys
 from records.evaluations import GradCamRow
 from records.reviews import is_blind
+from records.versions import checkpoint_key
 from vision import gradcam, images
 from vision.answers import Answers
 from vision.scores import score
-from web import explanations
+from web import explanations, maps
 from web.app import create_app
 from web.rules import Rules
 
@@ -111,6 +112,31 @@ def test_a_picture_that_was_called_wrong_is_learned(world: World, client: TestCl
         assert intakes.label(database, f"labelled/cross/{row.sha256}.png") == ("cross", "", "train")
 
 
+def test_an_answer_to_a_pool_is_reviewed(world: World, client: TestClient) -> None:
+    """Offered with its picture, said of the version's answer, and offered no more."""
+    told = {"a": {"ring": 0.5, "cross": 0.4}, "b": {"ring": 0.9, "cross": 0.1}}
+    with world.database() as database:
+        digests = reviewed.identified(database, world.storage, 3, told)
+    asked = {"by": "Ann", "queue": "pools", "limit": 10}
+    waiting = client.get("/v1/reviews/next", params=asked).json()
+    assert [one["sha256"] for one in waiting] == [digests["a"], digests["b"]]
+    first = waiting[0]
+    assert (first["transaction_id"], first["at"], first["top_labels"]) == (
+        None, None, ["ring", "cross"],
+    )  # fmt: skip
+    place = f"/v1/reviews/versions/3/pools/{first['sha256'][:12]}/picture"
+    assert Image.open(io.BytesIO(client.get(place).content)).size == (48, 48)
+    assert client.get(place.replace("/3/", "/2/")).status_code == 404
+    said = {"subject": "identification", "version": 3, "image": first["sha256"], "by": "Ann",
+            "label": "cross", "queue": "pools", "learn": True}  # fmt: skip
+    done = client.post("/v1/reviews", json=said).json()
+    assert (done["review"]["verdict"], done["learned"]["changed"]) == ("wrong", 1)
+    (kept,) = client.get("/v1/reviews", params={"subject": "identification"}).json()
+    assert (kept["version_id"], kept["stream"]) == (3, "doubt")
+    waiting = client.get("/v1/reviews/next", params=asked).json()
+    assert [one["sha256"] for one in waiting] == [digests["b"]]
+
+
 def test_what_is_wrong_is_looked_at_and_corrected(world: World, client: TestClient) -> None:
     """The worst image, where the version looked, and the acts with their undoing."""
     (worst,) = client.get("/v1/reviews/versions/1/images").json()
@@ -149,6 +175,37 @@ def test_what_is_wrong_is_looked_at_and_corrected(world: World, client: TestClie
     assert client.get("/v1/reviews/challenges", params={"version": 1}).json() == []
     (again,) = client.get("/v1/reviews/versions/1/images", params={"again": True}).json()
     assert (again["today"], again["withdrawn"], again["act"]) == ("ring", None, "relabel")
+
+
+def test_a_map_is_made_once(
+    world: World, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at again it needs no network; of those that were made the newest are remembered."""
+    monkeypatch.setattr(maps, "MADE", 2)
+    maps._made.clear()
+    maps._network.cache_clear()
+    (image,) = world.ask("SELECT sha256 FROM answers WHERE label = 'cross' ORDER BY 1 LIMIT 1")[0]
+    digest = world.ask("SELECT checkpoint_digest FROM versions WHERE id = 1")[0][0]
+    place, key = f"/v1/reviews/versions/1/images/{image}/map", checkpoint_key(digest)
+
+    def seen(name: str) -> bytes:
+        answer = client.get(place, params={"class": name})
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    first, second = seen("circle"), seen("square")
+    body = world.storage.read(key)
+    world.storage.delete(key)
+    maps._network.cache_clear()
+    try:
+        assert (seen("circle"), seen("square")) == (first, second)
+        assert seen("circle") == first
+        gone = client.get(place, params={"class": "ring"})
+        assert gone.status_code != 200  # the network is needed, and is not there
+    finally:
+        world.storage.write(key, body)
+    seen("ring")
+    assert [name for _, _, name in maps._made] == ["circle", "ring"]
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(world: World, client: TestClient) -> None:

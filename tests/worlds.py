@@ -144,6 +144,15 @@ def make(services: Addresses, template: str) -> World:
     return world
 
 
+def as_server(world: World) -> World:
+    """The same world for a login that has the rights of the service, and no more."""
+    name = f"server-{uuid.uuid4().hex}"
+    statement = "CREATE ROLE {} LOGIN PASSWORD 'test' IN ROLE regraft_server"
+    _administer(world.services, statement, name)
+    url = make_url(world.url).set(username=name, password="test")  # noqa: S106  (it ends with us)
+    return replace(world, url=url.render_as_string(hide_password=False))
+
+
 def clone(world: World) -> World:
     """A twin with the same rows and objects, and nothing of the state folder."""
     twin = make(world.services, world.bucket)  # the database has the bucket's name

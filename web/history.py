@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from records import history
 from records.history import Question
+from records.spreadsheet import as_csv
 from web.access import allowed
 from web.database import Session
 from web.errors import problems
-from web.spreadsheet import as_csv
 
 Row = TypeVar("Row")
 

@@ -1,4 +1,4 @@
-"""Pictures that people look at while they review: of transactions, library and benchmark."""
+"""Pictures that people look at while they review: of transactions, library, benchmark, pools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from infra import storage
 from infra.storage import Gone
-from records import benchmark, objects
+from records import pictures
 from records.pools import ReadObject
 from records.reviews import Answered
 from vision import images
@@ -50,10 +50,8 @@ def _key(answered: Answered) -> str:
 
 
 def body_of(session: Session, sha256: str) -> bytes:
-    """The bytes of an image of the library or the benchmark; raises `Gone`."""
-    place: tuple[str, str | None] | None = objects.sources(session, [sha256]).get(sha256)
-    if place is None and (key := benchmark.keys(session, [sha256]).get(sha256)):
-        place = key, None
+    """The bytes of an image of library, benchmark or pools; raises `Gone`."""
+    place = pictures.place(session, sha256)
     if place is None:
         raise Gone(f"no object holds image {sha256[:12]}… any more")
     return storage.connect().read(*place)

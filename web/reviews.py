@@ -47,7 +47,7 @@ Key = Annotated[str, AfterValidator(_text), Field(max_length=1024)]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{8,64}$", description="a digest, or its begin")]
 Most = Annotated[int, Query(ge=1, le=500)]
 Reviewer = Annotated[Client, Depends(allowed("review"))]
-Queue = Literal["random", "confidence", "mistaken", "scarce"]
+Queue = Literal["random", "confidence", "mistaken", "scarce", "pools"]
 Subject = Literal["validation", "test", "benchmark", "batch", "library"]
 
 
@@ -74,6 +74,14 @@ _VERDICTS: list[JsonValue] = [
         "image": "3fa9c1d2",
         "verdict": "wrong",
         "label": "okapi",
+        "by": "Ann",
+    },
+    {
+        "subject": "identification",
+        "version": 7,
+        "image": "9e02b7aa",
+        "verdict": "right",
+        "queue": "pools",
         "by": "Ann",
     },
 ]
@@ -243,6 +251,15 @@ def picture_of_image(
 ) -> Response:
     """An image that a version was evaluated on, as JPEG."""
     answered = reviews.of_evaluation(session, version, image)
+    return _jpeg(kept.shown(kept.body_of(session, answered.sha256)))
+
+
+@router.get("/versions/{version}/pools/{image}/picture", response_class=Response)
+def picture_of_pool(
+    session: Session, client: Reviewer, version: Version, image: Digest
+) -> Response:
+    """A picture of a pool that a version has answered, as JPEG."""
+    answered = reviews.of_identification(session, version, image)
     return _jpeg(kept.shown(kept.body_of(session, answered.sha256)))
 
 

@@ -21,7 +21,7 @@ from web.thumbnails import SIDE, encoded, thumbnails
 MOST_IN_A_PICTURE = 600
 COLUMNS = 6
 GAP, LINE, TEXT = 12, 18, 13  # pixels: between tiles, of a line, of its letters
-LINES = 3
+LINES = 4
 INK, QUIET, GROUND, PAPER = "#1f2328", "#59636e", "#f3f4f6", "#ffffff"
 
 _PAGES = jinja2.Environment(
@@ -36,12 +36,14 @@ class TooMany(ValueError):
 
 
 class Pictured(Protocol):
-    """A row that has a picture: where that lies, what it is shown among, for what, and the rest."""
+    """A row that has a picture: where that lies, its name, among what, for what, and the rest."""
 
     @property
     def key(self) -> str: ...  # noqa: D102
     @property
     def etag(self) -> str | None: ...  # noqa: D102
+    @property
+    def name(self) -> str: ...  # noqa: D102
     @property
     def heading(self) -> str: ...  # noqa: D102
     @property
@@ -153,11 +155,12 @@ class _Drawing:
         else:
             place = (left + (SIDE - picture.width) // 2, (SIDE - picture.height) // 2)
             strip.paste(picture, place)
-        lines = (row.offer, " · ".join(row.remarks), row.key)
-        for number, (words, ink) in enumerate(zip(lines, (INK, QUIET, QUIET), strict=True)):
+        lines = [row.offer, *row.remarks[:1], " · ".join(row.remarks[1:]), row.name]
+        for number, words in enumerate(filter(None, lines)):
             place = (left + 4, SIDE + 4 + number * LINE)
             # the end of a key is what tells it from its neighbours
-            self._write(draw, place, words, ink, SIDE - 8, from_end=number == 2)
+            from_end = words == row.name
+            self._write(draw, place, words, QUIET if number else INK, SIDE - 8, from_end)
 
     def _write(
         self,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
-from dataclasses import asdict, fields
-from io import StringIO
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -14,10 +12,9 @@ from sqlalchemy.orm import Session
 from flows.cli.printing import print_json, print_table, say
 from infra import database
 from records.findings import Findings, Found
+from records.spreadsheet import as_csv as written
 
 SHEETS = (".html", ".png")
-# Cells that begin so are formulas to spreadsheets, which run what a class or a key is named.
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class BadSheet(ValueError):
@@ -37,7 +34,7 @@ def tell(
     if as_json:
         print_json([asdict(row) for row in found.rows])
     elif as_csv:
-        typer.echo(as_text(found), nl=False)
+        typer.echo(written(Found, found.rows), nl=False)
     elif found.rows:
         _show(found)
     if not found.rows:
@@ -45,21 +42,6 @@ def tell(
     elif sheet is not None:
         _write(sheet, found)
         say(f"wrote {sheet}")
-
-
-def as_text(found: Findings) -> str:
-    """The rows as CSV with a line of names; a cell that a spreadsheet would run begins with '."""
-    buffer = StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([one.name for one in fields(Found)])
-    writer.writerows([_inert(value) for value in asdict(row).values()] for row in found.rows)
-    return buffer.getvalue()
-
-
-def _inert(value: object) -> object:
-    # what begins so already gets one more, or whoever reads it back would take its own away
-    risky = isinstance(value, str) and value.lstrip("'").startswith(FORMULAS)
-    return f"'{value}" if risky else value
 
 
 def _show(found: Findings) -> None:

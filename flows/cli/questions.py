@@ -60,6 +60,7 @@ class _Tile:
 
     key: str
     etag: None
+    name: str
     heading: str
     offer: str
     remarks: tuple[str, ...]
@@ -73,8 +74,9 @@ class _Flips:
         self.told = f"Images on which version {one.version_id} and version {one.other_id} part"
         self.rows = [
             _Tile(
-                row.key, None,
-                f"{'gained' if row.gained else 'lost'} by version {row.version_id}",
+                row.key, None, row.source_key or row.key,
+                f"{'gained' if row.gained else 'lost'} by version {row.version_id} on "
+                + _on(row.subject, None, row.batch_id),
                 row.class_name,
                 (f"version {row.version_id}: {row.predicted} {row.confidence:.0%}",
                  f"version {row.other_id}: {row.other_predicted} {row.other_confidence:.0%}"),
@@ -98,7 +100,7 @@ def _printed(question: Question[Any], as_csv: bool, as_json: bool) -> list[Any]:
         facts = [dataclasses.asdict(row) for row in rows]
         typer.echo(json.dumps(facts, indent=2, default=_plain, ensure_ascii=False))
     elif as_csv:
-        from web.spreadsheet import as_csv as written
+        from records.spreadsheet import as_csv as written
 
         typer.echo(written(question.row, rows), nl=False)
     elif rows:

@@ -49,7 +49,8 @@ ShownBy = Annotated[
 Queue = Annotated[
     str | None,
     typer.Option(help="random estimates accuracy in use; confidence, mistaken and scarce find "
-                      "errors.", metavar="random|confidence|mistaken|scarce")
+                      "errors; pools has pictures of pools.",
+                 metavar="random|confidence|mistaken|scarce|pools")
 ]  # fmt: skip
 Most = Annotated[int, typer.Option("--limit", help="How many, at most.", min=1)]
 Images = Annotated[
@@ -70,7 +71,7 @@ Save = Annotated[
 def show_next(queue: Queue = "random", version: OfVersion = None, class_name: OfClass = None,
               most: Most = 1, save: Save = None,
               *, by: By, as_json: Json = False) -> None:  # fmt: skip
-    """Show which served answers you should look at next, and why.
+    """Show which answers you should look at next, and why.
 
     Some of the random ones are shown without their answer: name what you see.
 
@@ -82,7 +83,7 @@ def show_next(queue: Queue = "random", version: OfVersion = None, class_name: Of
     with database.connect().transaction() as session:
         rows = queues.waiting(session, queue or "random", by, version, class_name, most)
     if save is not None:
-        _save_served(save, rows)
+        _save_waiting(save, rows)
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
         return
@@ -90,12 +91,17 @@ def show_next(queue: Queue = "random", version: OfVersion = None, class_name: Of
         say("nothing waits in this queue: `regraft transactions list --kept` shows what is kept")
         return
     print_table(
-        ["transaction", "when", "version", "answer", "why"],
-        ((str(row.transaction_id), f"{row.at:%Y-%m-%d %H:%M}", str(row.version_id),
+        ["of", "when", "version", "answer", "why"],
+        ((_name(row), f"{row.at:%Y-%m-%d %H:%M}" if row.at else "", str(row.version_id),
           _answer(row), _shown(row.why)) for row in rows),
     )  # fmt: skip
-    say(f"say it: regraft review say {rows[0].transaction_id} --queue {rows[0].queue} "
+    of = "" if rows[0].transaction_id else f"--of {rows[0].subject} --version {rows[0].version_id} "
+    say(f"say it: regraft review say {_name(rows[0])} {of}--queue {rows[0].queue} "
          + ("--label CLASS" if rows[0].blind else "right"))  # fmt: skip
+
+
+def _name(row: Waiting) -> str:
+    return str(row.transaction_id or row.sha256[:12])
 
 
 def _answer(row: Waiting) -> str:
@@ -105,24 +111,21 @@ def _answer(row: Waiting) -> str:
     return _shown(", ".join(f"{name} {share:.0%}" for name, share in pairs))
 
 
-def _save_served(folder: Path, rows: list[Waiting]) -> None:
-    from infra import database
-    from infra.storage import Gone
-    from records import reviews
+def _save_waiting(folder: Path, rows: list[Waiting]) -> None:
+    from infra import database, storage
+    from infra.storage import Changed, Gone
     from web import kept
     from web.thumbnails import encoded
 
-    for row in rows:
-        if row.transaction_id is None:
-            continue
-        with database.connect().transaction() as session:
-            answered = reviews.of_transaction(session, row.transaction_id)
-        try:
-            body = encoded(kept.picture(answered))
-        except Gone as error:
-            say(str(error))
-            continue
-        write_picture(folder / f"{row.transaction_id}.jpg", body)
+    with database.connect().transaction() as session:
+        for row in rows:
+            try:
+                body = (storage.connect().read(row.key) if row.transaction_id
+                        else kept.body_of(session, row.sha256))  # fmt: skip
+            except (Gone, Changed) as error:
+                say(str(error))
+                continue
+            write_picture(folder / f"{_name(row)}.jpg", encoded(kept.shown(body)))
 
 
 @group.command("say")

@@ -8,22 +8,26 @@ from typing import Annotated, Literal
 from fastapi import Form, Path, Query, Request, Response
 
 from records import classes, corrections, queues, reviews, versions
-from records.queues import QUEUES
-from records.reviews import BadReview
+from records.reviews import Answered, BadReview
 from web import kept
 from web.database import Session
 from web.pages.frame import Author, Reader, done, pages, person_of, query, shown
 
 router = pages()
 
+NAMED = {
+    "random": "Random", "confidence": "Least sure", "mistaken": "Perhaps wrong",
+    "scarce": "Perhaps scarce", "pools": "In pools",
+}  # fmt: skip
 ABOUT = {
     "random": "drawn by chance: the only ones that tell how right answers are in use",
     "confidence": "the least sure first",
     "mistaken": "the likeliest to be wrong first",
     "scarce": "perhaps one of the classes that lack images",
+    "pools": "pictures of pools whose answer is in doubt, what may be scarce first",
 }
 PAGE = 40
-Queue = Literal["random", "confidence", "mistaken", "scarce"]
+Queue = Literal["random", "confidence", "mistaken", "scarce", "pools"]
 Number = Annotated[int | None, Query(ge=1, lt=2**63)]
 
 
@@ -35,9 +39,9 @@ def overview(request: Request, session: Session, _: Reader, version: Number = No
         "proof": reviews.in_use(session, version), "version": version,
         # what waits in the others is compared by the thousand, for which nobody waits here
         "queues": [
-            (name, ABOUT[name],
+            (name, named, ABOUT[name],
              name != "random" or bool(person and queues.waiting(session, name, person)))
-            for name in QUEUES
+            for name, named in NAMED.items()
         ],
         "disagreements": reviews.disagreements(session, 20),
         "newest": reviews.newest(session, 20),
@@ -65,7 +69,7 @@ def next_one(
         else []
     )
     facts = {
-        "queue": queue, "queues": QUEUES, "about": ABOUT[queue], "one": found[0] if found else None,
+        "queue": queue, "queues": NAMED, "one": found[0] if found else None,
         "names": sorted(set(classes.names(session).values())), "version": version,
         "class_name": class_name, "skip": skip,
         "here": f"/reviews/next{query(queue=queue, version=version, **{'class': class_name})}",
@@ -78,8 +82,10 @@ def say(
     request: Request,
     session: Session,
     by: Author,
-    transaction: Annotated[uuid.UUID, Form()],
     queue: Annotated[Queue, Form()],
+    transaction: Annotated[uuid.UUID | None, Form()] = None,
+    version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
+    image: Annotated[str, Form(pattern="^([0-9a-f]{64})?$")] = "",
     to: Annotated[str, Form(max_length=2000)] = "/reviews",
     verdict: Annotated[Literal["right", "wrong", "bad image", "cannot tell", ""], Form()] = "",
     label: Annotated[str, Form(max_length=255)] = "",
@@ -88,8 +94,11 @@ def say(
     learn: Annotated[bool, Form()] = False,
     note: Annotated[str, Form(max_length=2000)] = "",
 ) -> Response:
-    """Write down what a person says. label: as typed; named: an answer that was pressed."""
-    answered = reviews.of_transaction(session, transaction)
+    """Write down what a person says of a transaction, or of a version's answer to a pool's picture.
+
+    label: as typed; named: an answer that was pressed.
+    """
+    answered = _answered(session, transaction, version, image)
     called = (named or label).strip() or None
     if verdict in reviews.UNTOLD or verdict == "right":
         called = None
@@ -102,11 +111,20 @@ def say(
     if learn:
         if said.label is None:
             raise BadReview("nothing can be learned without a label: name the class")
-        reviews.into_library(
-            session, answered, kept.read(answered), by, said.label, note or None, new
-        )
+        read = kept.read(answered) if answered.subject == "transaction" else None
+        reviews.into_library(session, answered, read, by, said.label, note or None, new)
         told += "; it trains with the next night"
     return done(request, f"{told}.", to)
+
+
+def _answered(
+    session: Session, transaction: uuid.UUID | None, version: int | None, image: str
+) -> Answered:
+    if transaction is not None:
+        return reviews.of_transaction(session, transaction)
+    if version is None or not image:
+        raise BadReview("say which answer: a transaction, or a version and an image")
+    return reviews.of_identification(session, version, image)
 
 
 # --- what a version has wrong -----------------------------------------------------------------
