@@ -9,6 +9,8 @@ page, serves its state folder, and writes docs/pages/NAME.png.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ POOL = "pools/camera/"
 PAGES = {
     "overview": ("/", "light"),
     "version": ("/versions/1?on=benchmark+2#classes", "light"),
+    "in-use": ("/in-use", "light"),
     "pools": ("/pools?filter=look-alike&class=digit+3&below=0.999", "light"),
     "review": ("/reviews/next?queue=confidence", "dark"),
 }
@@ -51,8 +54,9 @@ def main() -> None:
             [sys.executable, "-m", "flows.cli", "identify", str(folder)], check=True, cwd=ROOT
         )
         service = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "web", "--port", str(PORT)], cwd=ROOT
-        )
+            [sys.executable, "-m", "flows.cli", "web", "--port", str(PORT)], cwd=ROOT,
+            env={**os.environ, "REGRAFT_REVIEW_SHARE": "0.5"},
+        )  # fmt: skip
         try:
             _ask(sorted(folder.iterdir()))
             _take(arguments.out)
@@ -67,17 +71,18 @@ def _blurred_digits(folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     dice = np.random.default_rng(1)
-    for number, pixels in enumerate(load_digits().images[:90]):
+    digits = load_digits()
+    for number, pixels in enumerate(digits.images[:90]):
         ink = Image.fromarray((255 - pixels * dice.uniform(6, 15)).round().astype(np.uint8))
         picture = ink.resize((96, 96), Image.Resampling.BICUBIC).rotate(
             dice.uniform(-35, 35), fillcolor=255
         ).filter(ImageFilter.GaussianBlur(dice.uniform(1, 5)))  # fmt: skip
-        picture.save(folder / f"{number:03d}.jpg", quality=85)
+        picture.save(folder / f"{number:03d}-{digits.target[number]}.jpg", quality=85)
     return folder
 
 
 def _ask(files: list[Path]) -> None:
-    """Have the service answer pictures, once it is there, and wait until they are written down."""
+    """Have the service answer pictures, once it is there, and say what the drawn ones show."""
     with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=30) as client:
         for _ in range(240):
             try:
@@ -88,10 +93,18 @@ def _ask(files: list[Path]) -> None:
         for path in files:
             headers = {"Content-Type": "image/jpeg"}
             client.post("/v1/predictions", content=path.read_bytes(), headers=headers)
+        shows = {hashlib.sha256(one.read_bytes()).hexdigest(): one.stem for one in files}
+        asked = {"by": "Ann", "queue": "random", "limit": len(files)}
         for _ in range(60):
-            if client.get("/v1/reviews/next", params={"by": "x", "queue": "confidence"}).json():
-                break
             time.sleep(0.5)
+            if drawn := client.get("/v1/reviews/next", params=asked).json():
+                break
+        for one in drawn:
+            digit = shows[one["sha256"]].split("-")[1]
+            client.post("/v1/reviews", json={
+                "transaction": one["transaction_id"], "label": f"digit {digit}",
+                "queue": "random", "by": "Ann",
+            }).raise_for_status()  # fmt: skip
 
 
 def _take(out: Path) -> None:
