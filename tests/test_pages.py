@@ -237,7 +237,12 @@ def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: B
         assert one.accuracy is not None
         assert f"{one.accuracy:.1%}" in by_version
         assert f"{one.test_accuracy:.1%}" in by_version
-    assert showing.ASKING in browser.one("[aria-label='Who asks']").text
+    asking = {
+        one.find_element("css selector", ".name").text:
+            one.find_element("css selector", ".number").text
+        for one in browser.all("[aria-label='Who asks'] tbody tr")
+    }  # fmt: skip
+    assert asking == {"shop": str(showing.ANSWERS), showing.ASKING: str(showing.REVIEWED)}
     browser.one("input[name=version]").send_keys("1")
     browser.one("form button").click()
     assert browser.one("h1").text == "In use: version 1"

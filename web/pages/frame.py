@@ -114,19 +114,19 @@ def shown(
     """A page. What the last act said is told once, and so is what came of a decision."""
     said, person = unquote(request.cookies.get(SAID, "")), person_of(request)
     judging, came = _decided(request, person)
-    waiting = (
+    looks_again = (
         judging is not None
         and "wait" in request.query_params
         and request.url.path == f"/versions/{judging.version_id}"
     )
     page = _templates().get_template(template).render(
         facts, person=person, said=said, path=request.url.path, judging=judging, came=came,
-        waiting=waiting,
+        looks_again=looks_again,
     )  # fmt: skip
     response = HTMLResponse(page, status, HEADERS)
     if said:
         response.delete_cookie(SAID)
-    if waiting:  # whoever wants to read on in peace leaves `wait` out
+    if looks_again:  # whoever wants to read on in peace leaves `wait` out
         response.headers["Refresh"] = str(LOOK_AGAIN)
     return response
 
