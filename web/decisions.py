@@ -6,12 +6,15 @@ in the background, and whoever asked for it is told what came of it.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
+
+log = logging.getLogger("regraft.web")
 
 Act = Literal["approve", "adopt", "roll_back"]
 DOING = {"approve": "Approving", "adopt": "Adopting", "roll_back": "Rolling back to"}
@@ -107,4 +110,6 @@ class Deciding:
 
     def close(self) -> None:
         """Wait for what is going on."""
+        if now := self._now:
+            log.warning("the service ends once version %d is judged", now.version_id)
         self._working.shutdown()
