@@ -44,6 +44,7 @@ PAGES = (
     "/reviews/next?queue=confidence", "/runs", "/runs/2", "/you",
 )  # fmt: skip
 BROWSER_SAYS = {"Sec-Fetch-Site": "same-origin"}
+LOOKS = {"Accept": "text/html,*/*;q=0.8"}
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +291,7 @@ def test_a_person_rolls_back_and_approves(
 
 def _others_see_that_it_goes_on(service: Service) -> None:
     """Who did not ask sees it on every page, may wait for it, and must wait to decide anything."""
-    bob = {"Cookie": "regraft_person=Bob", **BROWSER_SAYS}
+    bob = {"Cookie": "regraft_person=Bob", **BROWSER_SAYS, **LOOKS}
     seen = service.client.get("/versions", headers=bob)
     assert "as Ann asked" in seen.text
     assert "refresh" not in seen.headers
@@ -304,7 +305,9 @@ def _others_see_that_it_goes_on(service: Service) -> None:
 
 def test_what_comes_of_nothing_is_told_once_to_who_asked(service: Service) -> None:
     """A refusal is one sentence on the next page of that person, and on nobody else's."""
-    ann, bob = ({"Cookie": f"regraft_person={name}", **BROWSER_SAYS} for name in ("Ann", "Bob"))
+    ann, bob = (
+        {"Cookie": f"regraft_person={name}", **BROWSER_SAYS, **LOOKS} for name in ("Ann", "Bob")
+    )
     asked = service.client.post(
         "/versions/2/decide", data={"act": "adopt", "why": "to see"}, headers=ann
     )
@@ -312,6 +315,9 @@ def test_what_comes_of_nothing_is_told_once_to_who_asked(service: Service) -> No
     until(lambda: "refresh" not in service.client.get("/versions/2?wait=1", headers=bob).headers)
     refused = "Adopting version 2 failed: "
     assert refused not in service.client.get("/", headers=bob).text
+    assert service.client.get(  # which looks at nothing
+        f"/pictures/{'0' * 64}", headers={**ann, "Accept": "image/*"}
+    ).status_code == 404
     assert refused in service.client.get("/", headers=ann).text
     assert refused not in service.client.get("/", headers=ann).text
     for wrong, status in (({"act": "adopt"}, 409), ({"act": "sell", "why": "x"}, 422)):
@@ -342,16 +348,15 @@ def test_a_service_that_stops_finishes_what_was_decided(world: World) -> None:
 def test_an_address_that_is_none_is_a_page_for_people(service: Service, browser: Browser) -> None:
     """A browser has a sentence on a page of ours; programs and the API have it as JSON."""
     browser.open("/nonsense")
-    assert "there is nothing at /nonsense: the head of this page leads" in browser.text()
+    assert "There is nothing at /nonsense: the head of this page leads" in browser.text()
     assert browser.faults() == []
     browser.open("/pools/act")
     assert "takes only what a form sends" in browser.text()
-    asking = {"Accept": "text/html,*/*;q=0.8"}
-    page = service.client.get("/%3Cb%3Ehere", headers=asking)
+    page = service.client.get("/%3Cb%3Ehere", headers=LOOKS)
     assert (page.status_code, "/&lt;b&gt;here" in page.text) == (404, True)
-    posted = service.client.post("/library", headers=asking)
+    posted = service.client.post("/library", headers=LOOKS)
     assert (posted.status_code, posted.headers["allow"]) == (405, "GET")
-    for path, headers in (("/nonsense", {}), ("/v1/nonsense", asking), ("/v1", asking)):
+    for path, headers in (("/nonsense", {}), ("/v1/nonsense", LOOKS), ("/v1", LOOKS)):
         answer = service.client.get(path, headers=headers)
         assert answer.status_code == 404
         assert "there is nothing at" in answer.json()["detail"]

@@ -132,13 +132,20 @@ def shown(
 
 
 def _decided(request: Request, person: str) -> tuple[Judging | None, Came | None]:
-    """What of decisions whoever looks may know."""
+    """What of decisions whoever looks may know; a picture that fails is looked at by nobody."""
     deciding: Deciding | None = request.app.state.deciding
+    if not _is_looked_at(request):
+        return None, None
     try:
         client_of(request)
     except HTTPException:
         return None, None
     return deciding.seen_by(person) if deciding else (None, None)
+
+
+def _is_looked_at(request: Request) -> bool:
+    """Whether a browser asks for a page, which a person then reads."""
+    return "text/html" in request.headers.get("accept", "")
 
 
 # --- static files ---------------------------------------------------------------------------
@@ -276,8 +283,8 @@ def in_words(request: Request, error: Exception) -> tuple[int, str]:
 
 
 STRAY = {
-    404: "there is nothing at {path}: the head of this page leads to all there is",
-    405: "{path} takes only what a form sends: go to the page that the form stands on",
+    404: "There is nothing at {path}: the head of this page leads to all there is.",
+    405: "{path} takes only what a form sends: go to the page that the form stands on.",
 }
 
 
@@ -290,9 +297,8 @@ def answer_strays(app: FastAPI) -> None:
     def stray(request: Request, error: Exception) -> Response:
         refused = errors.answer(request, error)
         words = STRAY.get(refused.status_code)
-        person = "text/html" in request.headers.get("accept", "")
         path = request.url.path
-        if words is None or not person or f"{path}/".startswith("/v1/"):
+        if words is None or not _is_looked_at(request) or f"{path}/".startswith("/v1/"):
             return refused
         page = _problem(request, refused.status_code, words.format(path=path[:80]), error)
         if "allow" in refused.headers:

@@ -12,6 +12,7 @@ from web.pages.frame import Column, Reader, pages, shown, sorted_by
 
 router = pages()
 
+SETS = ("test", "validation", "library", "batch")
 ROWS = 50
 EVERY = 20_000
 COLUMNS = (
@@ -34,8 +35,8 @@ def origins(
     """One version on images of each origin, and on each sub-class of one set of images."""
     version = versions.get(session, version_id)
     by_origin = history.answered(session, history.origins(version=version_id))
-    sets = list(dict.fromkeys(one.subject for one in by_origin))
-    chosen = on or ("test" if "test" in sets or not sets else sets[0])
+    sets = [one for one in SETS if any(one == row.subject for row in by_origin)]
+    chosen = on or next(iter(sets), "test")
     parts, word = sorted_by(
         history.answered(
             session, history.sub_classes(version=version_id, subject=chosen, most=EVERY)
