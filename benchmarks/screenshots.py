@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from PIL import Image, ImageFilter
+from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # its browser
@@ -67,17 +68,14 @@ def main() -> None:
 
 def _blurred_digits(folder: Path) -> Path:
     """Handwriting as bad as people's: turned, blurred and faint."""
-    from sklearn.datasets import load_digits
-
     folder.mkdir(parents=True)
     dice = np.random.default_rng(1)
-    digits = load_digits()
-    for number, pixels in enumerate(digits.images[:90]):
+    for number, pixels in enumerate(load_digits().images[:90]):
         ink = Image.fromarray((255 - pixels * dice.uniform(6, 15)).round().astype(np.uint8))
         picture = ink.resize((96, 96), Image.Resampling.BICUBIC).rotate(
             dice.uniform(-35, 35), fillcolor=255
         ).filter(ImageFilter.GaussianBlur(dice.uniform(1, 5)))  # fmt: skip
-        picture.save(folder / f"{number:03d}-{digits.target[number]}.jpg", quality=85)
+        picture.save(folder / f"{number:03d}.jpg", quality=85)
     return folder
 
 
@@ -93,18 +91,18 @@ def _ask(files: list[Path]) -> None:
         for path in files:
             headers = {"Content-Type": "image/jpeg"}
             client.post("/v1/predictions", content=path.read_bytes(), headers=headers)
-        shows = {hashlib.sha256(one.read_bytes()).hexdigest(): one.stem for one in files}
+        digits = load_digits().target
+        shows = {hashlib.sha256(one.read_bytes()).hexdigest(): digits[int(one.stem)]
+                 for one in files}  # fmt: skip
         asked = {"by": "Ann", "queue": "random", "limit": len(files)}
         for _ in range(60):
             time.sleep(0.5)
             if drawn := client.get("/v1/reviews/next", params=asked).json():
                 break
         for one in drawn:
-            digit = shows[one["sha256"]].split("-")[1]
-            client.post("/v1/reviews", json={
-                "transaction": one["transaction_id"], "label": f"digit {digit}",
-                "queue": "random", "by": "Ann",
-            }).raise_for_status()  # fmt: skip
+            said = {"transaction": one["transaction_id"], "label": f"digit {shows[one['sha256']]}",
+                    "queue": "random", "by": "Ann"}  # fmt: skip
+            client.post("/v1/reviews", json=said).raise_for_status()
 
 
 def _take(out: Path) -> None:
