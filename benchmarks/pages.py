@@ -61,8 +61,11 @@ def _asked(scale: history.Scale) -> dict[str, list[float]]:
     """Milliseconds of each page, its first view first."""
     last = scale.versions
     paths = ("/", "/versions", f"/versions/{last}", f"/compare?version={last}&other={last - 1}",
-             "/library", "/library/quarantine", "/pools", "/reviews",
-             "/reviews/next?queue=random", "/reviews/next?queue=confidence", "/runs")  # fmt: skip
+             f"/versions/{last}/origins", f"/in-use?until={scale.last}",
+             "/in-use?since=all", "/in-use?since=all&every=1",
+             "/library", "/library/class?name=sea+lion+7", "/library/quarantine", "/pools",
+             "/reviews", "/reviews/next?queue=random", "/reviews/next?queue=confidence",
+             "/runs")  # fmt: skip
     found: dict[str, list[float]] = {}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

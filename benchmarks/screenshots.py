@@ -9,6 +9,8 @@ page, serves its state folder, and writes docs/pages/NAME.png.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from PIL import Image, ImageFilter
+from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # its browser
@@ -33,6 +36,7 @@ POOL = "pools/camera/"
 PAGES = {
     "overview": ("/", "light"),
     "version": ("/versions/1?on=benchmark+2#classes", "light"),
+    "in-use": ("/in-use", "light"),
     "pools": ("/pools?filter=look-alike&class=digit+3&below=0.999", "light"),
     "review": ("/reviews/next?queue=confidence", "dark"),
 }
@@ -51,8 +55,9 @@ def main() -> None:
             [sys.executable, "-m", "flows.cli", "identify", str(folder)], check=True, cwd=ROOT
         )
         service = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "web", "--port", str(PORT)], cwd=ROOT
-        )
+            [sys.executable, "-m", "flows.cli", "web", "--port", str(PORT)], cwd=ROOT,
+            env={**os.environ, "REGRAFT_REVIEW_SHARE": "0.5"},
+        )  # fmt: skip
         try:
             _ask(sorted(folder.iterdir()))
             _take(arguments.out)
@@ -63,8 +68,6 @@ def main() -> None:
 
 def _blurred_digits(folder: Path) -> Path:
     """Handwriting as bad as people's: turned, blurred and faint."""
-    from sklearn.datasets import load_digits
-
     folder.mkdir(parents=True)
     dice = np.random.default_rng(1)
     for number, pixels in enumerate(load_digits().images[:90]):
@@ -77,7 +80,7 @@ def _blurred_digits(folder: Path) -> Path:
 
 
 def _ask(files: list[Path]) -> None:
-    """Have the service answer pictures, once it is there, and wait until they are written down."""
+    """Have the service answer pictures, once it is there, and say what the drawn ones show."""
     with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=30) as client:
         for _ in range(240):
             try:
@@ -88,10 +91,18 @@ def _ask(files: list[Path]) -> None:
         for path in files:
             headers = {"Content-Type": "image/jpeg"}
             client.post("/v1/predictions", content=path.read_bytes(), headers=headers)
+        digits = load_digits().target
+        shows = {hashlib.sha256(one.read_bytes()).hexdigest(): digits[int(one.stem)]
+                 for one in files}  # fmt: skip
+        asked = {"by": "Ann", "queue": "random", "limit": len(files)}
         for _ in range(60):
-            if client.get("/v1/reviews/next", params={"by": "x", "queue": "confidence"}).json():
-                break
             time.sleep(0.5)
+            if drawn := client.get("/v1/reviews/next", params=asked).json():
+                break
+        for one in drawn:
+            said = {"transaction": one["transaction_id"], "label": f"digit {shows[one['sha256']]}",
+                    "queue": "random", "by": "Ann"}  # fmt: skip
+            client.post("/v1/reviews", json=said).raise_for_status()
 
 
 def _take(out: Path) -> None:

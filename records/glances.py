@@ -33,6 +33,46 @@ def days(session: Session, since: date) -> list[Day]:
 
 
 @dataclass(frozen=True)
+class Client:
+    """What one client asked over some days, first and last of those on which it did (UTC)."""
+
+    client: str
+    transactions: int
+    shown: int
+    mean_latency_seconds: float
+    max_latency_seconds: float
+    first: date
+    last: date
+
+
+def clients(
+    session: Session,
+    since: date | None = None,
+    until: date | None = None,
+    version_id: int | None = None,
+    most: int = 1000,
+) -> list[Client]:
+    """Usage by client in a window (days of UTC, both included), the busiest first."""
+    rows = session.execute(
+        text(
+            """
+            SELECT client, sum(transactions), sum(shown),
+                   sum(mean_latency_seconds * transactions) / sum(transactions),
+                   max(max_latency_seconds), min(day), max(day)
+            FROM history.usage
+            WHERE (CAST(:since AS date) IS NULL OR day >= :since)
+              AND (CAST(:until AS date) IS NULL OR day <= :until)
+              AND (CAST(:version AS bigint) IS NULL OR version_id = :version)
+            GROUP BY client HAVING sum(transactions) > 0
+            ORDER BY sum(transactions) DESC, client LIMIT :most
+            """
+        ),
+        {"since": since, "until": until, "version": version_id, "most": most},
+    )
+    return [Client(name, int(asked), int(shown), *rest) for name, asked, shown, *rest in rows]
+
+
+@dataclass(frozen=True)
 class Waiting:
     """What waits for a person's word.
 

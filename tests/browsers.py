@@ -58,17 +58,24 @@ class Browser:
         """All that can be read."""
         return str(self.one("body").text)
 
-    def until_said(self) -> str:
-        """What the page says that comes after an act; what this one says was said before."""
+    def until_it_reads(self, words: str) -> None:
+        """Wait for a page on which this can be read."""
+        self._waiting().until(lambda _: words in self.text())
+
+    def _waiting(self) -> Any:
         from selenium.common import WebDriverException
         from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, 60, ignored_exceptions=[WebDriverException])
+
+    def until_said(self) -> str:
+        """What the page says that comes after an act; what this one says was said before."""
 
         def told(_: object) -> Any:
             document = self.one("html").id
             return document != self.seen and self.all(".said, [role=alert]")
 
-        waiting = WebDriverWait(self.driver, 60, ignored_exceptions=[WebDriverException])
-        (said, *_) = waiting.until(told)
+        (said, *_) = self._waiting().until(told)
         self.seen = self.one("html").id
         return str(said.text)
 

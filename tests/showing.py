@@ -1,8 +1,9 @@
 """A world with something on every page: two nights, a pool, answers that were served, reviews."""
 
-import hashlib
+import itertools
 import uuid
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pictures
 import reviewed
@@ -20,6 +21,8 @@ ODD = "<b onclick=\"alert(1)\">okapi</b> & 'co'"
 QUOTED = "\"okapi\" &amp; 'co'"
 SHAPES = ("circle", "cross", "ring", "square")
 ANSWERS = 12  # that were served and kept, of which every other one was drawn by chance
+REVIEWED = 8  # more, all drawn, of which Zoë has spoken, and nobody is asked again
+ASKING = "<i>look</i> & co"  # a client
 
 
 def make(services: Addresses, template: str) -> World:
@@ -44,7 +47,7 @@ def _serve(world: World) -> None:
         shape = SHAPES[number % 4]
         body = pictures.png(pictures.shape(shape, 7000 + number, side=48))
         at = datetime.now(UTC) - timedelta(days=number, minutes=5)
-        digest = hashlib.sha256(body).hexdigest()
+        digest = sha256(body).hexdigest()
         key = transactions.image_key(at, digest, body)
         world.storage.write(key, body)
         rows.append(reviewed.transaction(
@@ -55,10 +58,35 @@ def _serve(world: World) -> None:
         ))  # fmt: skip
     with world.database() as database:
         reviewed.serve(database, rows)
+    _review(world)
     with world.transaction() as session:
         answered = reviews.of_transaction(session, rows[0].id)
         reviews.say(session, answered, "Zoë", "wrong", "cross", "<i>look</i>", "doubt")
         reviews.say(session, answered, "Ann", "right", None, None, "doubt")
+
+
+def _review(world: World) -> None:
+    """Write down what both versions answered over some weeks, and whether it was right."""
+    rows = []
+    numbers = (uuid.uuid5(uuid.NAMESPACE_OID, f"reviewed {number}") for number in itertools.count())
+    once = (one for one in numbers
+            if sha256(one.bytes).digest()[12:16] >= reviews.part(reviews.TWICE)
+            and not reviews.is_blind(one))  # fmt: skip
+    for number, name in zip(range(REVIEWED), once, strict=False):
+        called = ODD if number == 0 else SHAPES[number % 4]
+        rows.append(reviewed.transaction(
+            100 + number, called, 0.9 + 0.01 * number, draw=0.5, id=name,
+            at=datetime.now(UTC) - timedelta(days=5 * number, minutes=7), version=1 + number % 2,
+            top_labels=(called, "cross" if called != "cross" else "ring"),
+            top_confidences=(0.9 + 0.01 * number, 0.01), client=ASKING, shown=True,
+        ))  # fmt: skip
+    with world.database() as database:
+        reviewed.serve(database, rows)
+    with world.transaction() as session:
+        for number, row in enumerate(rows):
+            answered = reviews.of_transaction(session, row.id)
+            verdict = "wrong" if number % 3 == 1 else "right"
+            reviews.say(session, answered, "Zoë", verdict, None, None, "random")
 
 
 def refuse_second(world: World) -> None:

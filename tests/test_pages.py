@@ -2,36 +2,49 @@
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import showing
 import worlds
-from answering import Service, serving
+from answering import Service, serving, until
 from browsers import Browser, browsing
 from showing import ODD, POOL
 from worlds import World
 
 from infra.embedded import Addresses
-from records import keys
+from records import history, keys
 from tasks import labelling, promotion
+from tasks.promotion import Decision
 from web.decisions import Decisions
 from web.rules import Rules
 
+LET = threading.Event()  # while it is clear, no rollback begins
+LET.set()
+
+
+def roll_back(version: int, by: str, why: str) -> Decision:
+    """A rollback that takes as long as a test wants."""
+    assert LET.wait(60)
+    return promotion.roll_back(version, by, why)
+
+
 DECISIONS = Decisions(
     promotion.approve, lambda version, by, why: promotion.adopt(version, {}, by, why),
-    promotion.roll_back, labelling.follow,
+    roll_back, labelling.follow,
 )  # fmt: skip
 PAGES = (
     "/", "/versions", "/versions/2", "/versions/2?on=test&sort=name", "/versions/2/images?every=1",
-    "/compare?version=2&other=1", "/library", "/library/class?name=ring", "/library/quarantine",
-    "/library/quarantine?batch=2", "/pools?filter=free", "/pools?filter=scarce",
-    "/pools?filter=look-alike&class=ring", "/pools?filter=junk", "/pools?filter=staged",
-    "/pools?filter=unknown", "/reviews", "/reviews/next?queue=confidence",
-    "/reviews/next?queue=pools", "/runs", "/runs/2", "/you",
+    "/versions/2/origins", "/compare?version=2&other=1", "/in-use", "/library",
+    "/library/class?name=ring", "/library/quarantine", "/library/quarantine?batch=2",
+    "/pools?filter=free", "/pools?filter=scarce", "/pools?filter=look-alike&class=ring",
+    "/pools?filter=junk", "/pools?filter=staged", "/pools?filter=unknown", "/reviews",
+    "/reviews/next?queue=confidence", "/reviews/next?queue=pools", "/runs", "/runs/2", "/you",
 )  # fmt: skip
 BROWSER_SAYS = {"Sec-Fetch-Site": "same-origin"}
+LOOKS = {"Accept": "text/html,*/*;q=0.8"}
 
 
 @pytest.fixture(scope="module")
@@ -230,14 +243,57 @@ def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None
     assert browser.one("table.classes th:first-child").get_attribute("aria-sort")
 
 
-def test_a_person_rolls_back_and_approves(world: World, browser: Browser) -> None:
-    """The network is loaded and judged again behind the form; without a reason nothing happens."""
+def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: Browser) -> None:
+    """From the overview to all versions, to one of them, by class; the figures are history's."""
+    with world.transaction() as session:
+        used = history.answered(session, history.in_use())
+    browser.open("/")
+    browser.one("a[href='/in-use']:not(nav a)").click()
+    for one in browser.all("summary"):
+        browser.run("arguments[0].parentElement.open = true", one)
+    by_version = browser.one("[aria-label='Version by version']").text
+    assert [one.version_id for one in used] == [2, 1]
+    for one in used:
+        assert one.accuracy is not None
+        assert f"{one.accuracy:.1%}" in by_version
+        assert f"{one.test_accuracy:.1%}" in by_version
+    asking = {
+        one.find_element("css selector", ".name").text:
+            one.find_element("css selector", ".number").text
+        for one in browser.all("[aria-label='Who asks'] tbody tr")
+    }  # fmt: skip
+    assert asking == {"shop": str(showing.ANSWERS), showing.ASKING: str(showing.REVIEWED)}
+    browser.one("input[name=version]").send_keys("1")
+    browser.one("form button").click()
+    assert browser.one("h1").text == "In use: version 1"
+    assert "by 4 random reviews" in browser.one(".cards").text
+    browser.one("table.classes th:nth-child(2) a").click()
+    counts = [int(one.text) for one in browser.all("table.classes td:nth-child(2)")]
+    assert counts == sorted(counts, reverse=True)
+    assert browser.one("table.classes th:nth-child(2)").get_attribute("aria-sort") == "descending"
+    browser.open("/in-use?since=2020-01-01&until=2020-02-01")
+    assert "Nothing was answered in these days" in browser.text()
+
+
+def test_a_person_rolls_back_and_approves(
+    world: World, service: Service, browser: Browser
+) -> None:
+    """The network is loaded and judged while the page waits; without a reason nothing happens."""
     browser.open("/versions/1")
     browser.one("details summary").click()
     browser.one("input[name=why]").send_keys("version 2 is wrong about rings")
-    browser.one("button[value=roll_back]").click()
-    assert browser.until_said().startswith("version 1 serves again")
+    LET.clear()
+    try:
+        browser.one("button[value=roll_back]").click()
+        browser.until_it_reads("Version 1 is being judged since")
+        assert not browser.all("button[value=roll_back]")
+        _others_see_that_it_goes_on(service)
+    finally:
+        LET.set()
+    assert browser.until_said().startswith("version 1 serves again")  # it came by itself
     assert "serves" in browser.one("h1").text
+    browser.open("/versions/1")
+    assert not browser.all(".said, .judging")  # it is told once
     showing.refuse_second(world)
     world.act(worlds.FREE, "DELETE FROM deployments WHERE kind = 'rollback'")
     browser.open("/versions/2")
@@ -252,12 +308,88 @@ def test_a_person_rolls_back_and_approves(world: World, browser: Browser) -> Non
     assert "Version 2 serves" in browser.text()
 
 
+def _others_see_that_it_goes_on(service: Service) -> None:
+    """Who did not ask sees it on every page, may wait for it, and must wait to decide anything."""
+    bob = {"Cookie": "regraft_person=Bob", **BROWSER_SAYS, **LOOKS}
+    seen = service.client.get("/versions", headers=bob)
+    assert "as Ann asked" in seen.text
+    assert "refresh" not in seen.headers
+    assert "refresh" not in service.client.get("/versions/1", headers=bob).headers
+    assert service.client.get("/versions/1?wait=1", headers=bob).headers["refresh"]
+    also = {"act": "roll_back", "why": "me too"}
+    refused = service.client.post("/versions/1/decide", data=also, headers=bob)
+    assert refused.status_code == 409
+    assert "version 1 is being judged, as Ann asked: try again" in refused.text
+
+
+def test_what_comes_of_nothing_is_told_once_to_who_asked(service: Service) -> None:
+    """A refusal is one sentence on the next page of that person, and on nobody else's."""
+    ann, bob = (
+        {"Cookie": f"regraft_person={name}", **BROWSER_SAYS, **LOOKS} for name in ("Ann", "Bob")
+    )
+    asked = service.client.post(
+        "/versions/2/decide", data={"act": "adopt", "why": "to see"}, headers=ann
+    )
+    assert (asked.status_code, asked.headers["location"]) == (303, "/versions/2?wait=1")
+    until(lambda: "refresh" not in service.client.get("/versions/2?wait=1", headers=bob).headers)
+    refused = "Adopting version 2 failed: "
+    assert refused not in service.client.get("/", headers=bob).text
+    assert service.client.get(  # which looks at nothing
+        f"/pictures/{'0' * 64}", headers={**ann, "Accept": "image/*"}
+    ).status_code == 404
+    assert refused in service.client.get("/", headers=ann).text
+    assert refused not in service.client.get("/", headers=ann).text
+    for wrong, status in (({"act": "adopt"}, 409), ({"act": "sell", "why": "x"}, 422)):
+        answer = service.client.post("/versions/2/decide", data=wrong, headers=ann)
+        assert answer.status_code == status
+    asked = service.client.post(
+        "/versions/99/decide", data={"act": "adopt", "why": "x"}, headers=ann
+    )
+    assert asked.status_code == 404
+
+
+def test_a_service_that_stops_finishes_what_was_decided(world: World) -> None:
+    """The act that was begun is done whole before the service ends."""
+    newest = "SELECT version_id, kind FROM deployments ORDER BY id DESC LIMIT 1"
+    with serving(Rules(), None, DECISIONS) as found:
+        LET.clear()
+        asked = found.client.post(
+            "/versions/1/decide", data={"act": "roll_back", "why": "to see", "by": "Ann"},
+            headers=BROWSER_SAYS,
+        )  # fmt: skip
+        assert asked.status_code == 303
+        assert world.ask(newest)[0][0] == 2
+        threading.Timer(0.3, LET.set).start()
+    assert world.ask(newest) == [(1, "rollback")]
+    world.act(worlds.FREE, "DELETE FROM deployments WHERE kind = 'rollback'")
+
+
+def test_an_address_that_is_none_is_a_page_for_people(service: Service, browser: Browser) -> None:
+    """A browser has a sentence on a page of ours; programs and the API have it as JSON."""
+    browser.open("/nonsense")
+    assert "There is nothing at /nonsense: the head of this page leads" in browser.text()
+    assert browser.faults() == []
+    browser.open("/pools/act")
+    assert "takes only what a form sends" in browser.text()
+    page = service.client.get("/%3Cb%3Ehere", headers=LOOKS)
+    assert (page.status_code, "/&lt;b&gt;here" in page.text) == (404, True)
+    posted = service.client.post("/library", headers=LOOKS)
+    assert (posted.status_code, posted.headers["allow"]) == (405, "GET")
+    for path, headers in (("/nonsense", {}), ("/v1/nonsense", LOOKS), ("/v1", LOOKS)):
+        answer = service.client.get(path, headers=headers)
+        assert answer.status_code == 404
+        assert "there is nothing at" in answer.json()["detail"]
+
+
 def test_pages_read_without_a_script(browser: Browser) -> None:
     """Everything there is to read is in what the server sends, and forms need no script."""
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         for path, words in (("/", "Accuracy, version by version"), ("/versions/2", "The gate"),
-                            ("/pools?filter=free", POOL), ("/library", "ring")):  # fmt: skip
+                            ("/pools?filter=free", POOL), ("/library", "ring"),
+                            ("/library/class?name=ring", "Images, snapshot by snapshot"),
+                            ("/versions/2/origins", "By sub-class"),
+                            ("/in-use?version=2", "Week by week")):  # fmt: skip
             browser.open(path)
             assert words in browser.text()
         browser.open("/pools?filter=free")
@@ -300,6 +432,14 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/pools?filter=free&pool=../etc", 404, "was never identified"),
         ("/pools?filter=all", 422, "filter"),
         ("/runs/99", 404, "no run 99"),
+        ("/in-use?version=99", 404, "version 99"),
+        ("/in-use?version=x", 422, "is no number"),
+        ("/in-use?version=99999999999999999999", 422, "is no version"),
+        ("/in-use?since=<script>", 422, "is no day"),
+        ("/in-use?since=2026-02-01&until=2026-01-01", 422, "ends before it begins"),
+        ("/in-use?until=9999-12-31&since=0001-01-01", 200, "Version by version"),
+        ("/versions/99/origins", 404, "version 99"),
+        ("/versions/2/origins?on=<script>", 422, "no set of images"),
         ("/compare?version=99&other=1", 200, "have not answered the same images"),
         ("/static/../app.py", 404, ""),
         ("/static/nothing.js", 404, "no file"),

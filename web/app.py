@@ -12,10 +12,21 @@ from fastapi import FastAPI
 from web import health, history, predictions, reviews
 from web.access import Access
 from web.bounds import Bounds
-from web.decisions import Decisions
+from web.decisions import Deciding, Decisions
 from web.errors import answer_errors
 from web.metrics import Counted, Metrics
-from web.pages import frame, library, overview, person, pictures, pools, runs, versions
+from web.pages import (
+    frame,
+    library,
+    origins,
+    overview,
+    person,
+    pictures,
+    pools,
+    runs,
+    use,
+    versions,
+)
 from web.pages import reviews as review_pages
 from web.predictor import Predictor
 from web.rules import Rules
@@ -24,7 +35,7 @@ from web.transaction_log import TransactionLog
 ABOUT = "Ask the image classifier that serves, and look at how it does."
 
 
-PAGES = (overview, versions, library, pools, review_pages, runs, person, pictures)
+PAGES = (overview, versions, origins, use, library, pools, review_pages, runs, person, pictures)
 
 
 def create_app(
@@ -39,6 +50,7 @@ def create_app(
     """
     rules = rules or Rules()
     access, metrics = Access(rules.loopback), Metrics()
+    deciding = Deciding(decisions) if decisions else None
 
     @asynccontextmanager
     async def alive(app: FastAPI) -> AsyncIterator[None]:
@@ -50,9 +62,12 @@ def create_app(
             yield
         finally:
             await asyncio.to_thread(predictor.close)
+            if deciding is not None:
+                await asyncio.to_thread(deciding.close)
 
     app = FastAPI(title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive)
-    app.state.access, app.state.metrics, app.state.decisions = access, metrics, decisions
+    app.state.access, app.state.metrics = access, metrics
+    app.state.decisions, app.state.deciding = decisions, deciding
     app.include_router(health.router)
     app.include_router(predictions.router)
     app.include_router(history.router)
@@ -60,6 +75,7 @@ def create_app(
     for page in PAGES:
         app.include_router(page.router)
     answer_errors(app)
+    frame.answer_strays(app)
     app.add_middleware(Bounds, rules=rules)
     app.add_middleware(Counted, metrics=metrics)
     return app

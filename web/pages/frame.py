@@ -17,21 +17,24 @@ from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import jinja2
-from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from records import classes
 from records.keys import LOCAL
 from web import errors
 from web.access import Access, Client
+from web.decisions import Came, Deciding, Judging
 
 HERE = Path(__file__).parent.parent
 KEY, PERSON, SAID = "regraft_key", "regraft_person", "regraft_said"  # names of cookies
 NOTHING = "\N{EN DASH}"  # where there is no figure
 YEAR = 365 * 86400
+LOOK_AGAIN = 3  # seconds after which a page that waits for a decision looks again
 READING = ("review", "admin")  # scopes of which one lets a person read pages
 
 HEADERS = {
@@ -108,15 +111,41 @@ def prepare() -> None:
 def shown(
     request: Request, template: str, facts: Mapping[str, Any], status: int = 200
 ) -> HTMLResponse:
-    """A page. What the last act said is told once."""
-    said = unquote(request.cookies.get(SAID, ""))
+    """A page. What the last act said is told once, and so is what came of a decision."""
+    said, person = unquote(request.cookies.get(SAID, "")), person_of(request)
+    judging, came = _decided(request, person)
+    looks_again = (
+        judging is not None
+        and "wait" in request.query_params
+        and request.url.path == f"/versions/{judging.version_id}"
+    )
     page = _templates().get_template(template).render(
-        facts, person=person_of(request), said=said, path=request.url.path,
+        facts, person=person, said=said, path=request.url.path, judging=judging, came=came,
+        looks_again=looks_again,
     )  # fmt: skip
     response = HTMLResponse(page, status, HEADERS)
     if said:
         response.delete_cookie(SAID)
+    if looks_again:  # whoever wants to read on in peace leaves `wait` out
+        response.headers["Refresh"] = str(LOOK_AGAIN)
     return response
+
+
+def _decided(request: Request, person: str) -> tuple[Judging | None, Came | None]:
+    """What of decisions whoever looks may know; a picture that fails is looked at by nobody."""
+    deciding: Deciding | None = request.app.state.deciding
+    if not _is_looked_at(request):
+        return None, None
+    try:
+        client_of(request)
+    except HTTPException:
+        return None, None
+    return deciding.seen_by(person) if deciding else (None, None)
+
+
+def _is_looked_at(request: Request) -> bool:
+    """Whether a browser asks for a page, which a person then reads."""
+    return "text/html" in request.headers.get("accept", "")
 
 
 # --- static files ---------------------------------------------------------------------------
@@ -206,14 +235,18 @@ Why = Annotated[str, Form(max_length=2000)]
 
 
 def done(request: Request, sentence: str, to: str) -> Response:
-    """Go on to a page of ours, which tells what was done; the name is kept for next time."""
+    """Go on to a page of ours, which tells what was done; the name is kept for next time.
+
+    sentence: empty where that page says it by itself.
+    """
     if not to.startswith("/") or to.startswith(("//", "/\\")):
         to = "/"
     response = RedirectResponse(to, 303, HEADERS)
     cookie = functools.partial(
         response.set_cookie, httponly=True, samesite="lax", secure=request.url.scheme == "https"
     )
-    cookie(SAID, quote(sentence[:500]), max_age=60)
+    if sentence:
+        cookie(SAID, quote(sentence[:500]), max_age=60)
     if person := getattr(request.state, "person", None):
         cookie(PERSON, quote(person), max_age=YEAR)
     return response
@@ -237,11 +270,42 @@ class Page(APIRoute):
             except ClientDisconnect:
                 raise
             except Exception as error:
-                refused = errors.answer(request, error)
-                sentence = json.loads(bytes(refused.body))["detail"]
-                return _problem(request, refused.status_code, sentence, error)
+                status, sentence = in_words(request, error)
+                return _problem(request, status, sentence, error)
 
         return answer
+
+
+def in_words(request: Request, error: Exception) -> tuple[int, str]:
+    """The status of an error and the sentence that tells of it; what is our fault is logged."""
+    refused = errors.answer(request, error)
+    return refused.status_code, json.loads(bytes(refused.body))["detail"]
+
+
+STRAY = {
+    404: "There is nothing at {path}: the head of this page leads to all there is.",
+    405: "{path} takes only what a form sends: go to the page that the form stands on.",
+}
+
+
+def answer_strays(app: FastAPI) -> None:
+    """Answer an address that is none with a page, where it is a person who asks for it.
+
+    Programs, and whatever asks for the API, have the same as JSON.
+    """
+
+    def stray(request: Request, error: Exception) -> Response:
+        refused = errors.answer(request, error)
+        words = STRAY.get(refused.status_code)
+        path = request.url.path
+        if words is None or not _is_looked_at(request) or f"{path}/".startswith("/v1/"):
+            return refused
+        page = _problem(request, refused.status_code, words.format(path=path[:80]), error)
+        if "allow" in refused.headers:
+            page.headers["Allow"] = refused.headers["allow"]
+        return page
+
+    app.add_exception_handler(StarletteHTTPException, stray)
 
 
 def _problem(request: Request, status: int, sentence: str, error: Exception) -> Response:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import Form, Query, Request, Response
+from markupsafe import Markup
 
-from records import batches, classes, corrections, findings, library
+from records import batches, classes, corrections, findings, history, library
 from records.corrections import BadCorrection
+from records.history import ClassAccuracy, ClassGrowth, SubClass
 from web.database import Session
+from web.pages import plots
 from web.pages.frame import (
     Author,
     Column,
@@ -21,11 +26,13 @@ from web.pages.frame import (
     shown,
     sorted_by,
 )
+from web.pages.plots import Bar, Measured
 
 router = pages()
 
 PAGE = 60
 ROWS = 200
+PLOTTED = 40  # versions, and snapshots
 COLUMNS = (
     Column("class", "name", number=False), Column("usable", "usable"), Column("train", "train"),
     Column("validation", "validation"), Column("test", "test"), Column("held out", "held"),
@@ -95,8 +102,70 @@ def one_class(
         "name": today, "asked": name, "rows": rows,
         "next": rows[-1].sha256 if len(rows) == PAGE else None,
         "names": sorted(set(known.values())),
+        "history": None if after else _history(session, today),
     }  # fmt: skip
     return shown(request, "class.html", facts)
+
+
+@dataclass(frozen=True)
+class History:
+    """One class over all versions and snapshots, the newest first.
+
+    sub_classes: of the newest evaluation on test images, where there is more than one.
+    """
+
+    recall: Sequence[ClassAccuracy]
+    recall_plot: Markup
+    growth: Sequence[ClassGrowth]
+    growth_plot: Markup
+    sub_classes: Sequence[SubClass]
+
+
+def _history(session: Session, name: str) -> History:
+    measured = {
+        subject: history.answered(
+            session, history.classes(class_name=name, subject=subject, most=PLOTTED)
+        )
+        for subject in ("test", "benchmark")
+    }
+    grown = history.answered(session, history.class_growth(name, most=PLOTTED))
+    parts = history.answered(
+        session, history.sub_classes(class_name=name, subject="test", most=PLOTTED)
+    )
+    newest = [one for one in parts if one.version_id == parts[0].version_id]
+    return History(
+        [one for rows in measured.values() for one in rows], _recall_plot(name, measured),
+        grown, _growth_plot(name, grown), newest if len(newest) > 1 else [],
+    )  # fmt: skip
+
+
+def _recall_plot(name: str, measured: Mapping[str, Sequence[ClassAccuracy]]) -> Markup:
+    def told(one: ClassAccuracy) -> Measured:
+        words = (f"version {one.version_id}: {one.correct} of {one.images} images of the "
+                 f"{one.subject} set")  # fmt: skip
+        return Measured(one.version_id, one.recall or 0.0, one.recall_low, one.recall_high, words)
+
+    return plots.by_version(
+        f"Recall of {name} by version",
+        # a version that answered several benchmarks, or had two classes that are one now: the
+        # newest, and the weaker
+        {f"{subject} images": [
+            told(one) for one in {
+                one.version_id: one for one in reversed(rows) if one.recall is not None
+            }.values()] for subject, rows in measured.items()},
+    )  # fmt: skip
+
+
+def _growth_plot(name: str, grown: Sequence[ClassGrowth]) -> Markup:
+    bars = [
+        Bar(
+            one.usable, one.train + one.validation + one.test, f"{one.frozen_at:%Y-%m-%d}",
+            f"{one.frozen_at:%Y-%m-%d}: {one.usable} usable"
+            + (f", {one.lacks} too few" if one.lacks else ""),
+        )
+        for one in reversed(grown)
+    ]  # fmt: skip
+    return plots.bars(f"Images of {name} by snapshot", bars)
 
 
 @router.post("/library/act")

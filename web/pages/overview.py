@@ -14,7 +14,7 @@ from records.history import Accuracy
 from web.database import Session
 from web.pages import plots
 from web.pages.frame import Reader, pages, shown
-from web.pages.plots import Bar, Point, Series
+from web.pages.plots import Bar, Measured
 
 router = pages()
 
@@ -64,25 +64,22 @@ def _in_use(session: Session, version_id: int) -> history.InUse | None:
 
 def accuracy_plot(measured: dict[str, list[Accuracy]]) -> Markup:
     """Accuracy by version, on each set of images; the newest version at the right."""
-    numbers = sorted({one.version_id for rows in measured.values() for one in rows})
-    places = {number: place for place, number in enumerate(numbers)}
-    wide = max(1, len(numbers) - 1)
 
-    def point(one: Accuracy) -> Point:
+    def told(one: Accuracy) -> Measured:
         on = f"{one.subject} {one.benchmark_version}" if one.benchmark_version else one.subject
-        x = places[one.version_id] / wide if len(numbers) > 1 else 0.5
         words = (f"version {one.version_id}: {one.accuracy:.1%} of {one.images} images of the "
                  f"{on} set")  # fmt: skip
-        return Point(x, one.accuracy, one.accuracy_low, one.accuracy_high, words)
+        return Measured(one.version_id, one.accuracy, one.accuracy_low, one.accuracy_high, words)
 
-    series = []
-    for subject, rows in measured.items():
-        newest = {one.version_id: one for one in sorted(rows, key=lambda one: one.evaluated_at)}
-        some = tuple(point(newest[number]) for number in numbers if number in newest)
-        if some:
-            series.append(Series(f"{subject} images", some))
-    ends = (f"version {numbers[0]}", f"version {numbers[-1]}") if numbers else ("", "")
-    return plots.shares("Accuracy by version", series, ends if len(numbers) > 1 else ("", ends[1]))
+    newest = {
+        subject: {one.version_id: one for one in sorted(rows, key=lambda one: one.evaluated_at)}
+        for subject, rows in measured.items()
+    }
+    return plots.by_version(
+        "Accuracy by version",
+        {f"{subject} images": [told(one) for one in rows.values()]
+         for subject, rows in newest.items()},
+    )  # fmt: skip
 
 
 def usage_plot(rows: Sequence[Day], today: date) -> Markup:

@@ -6,7 +6,7 @@ colours are classes of style.css, since pages allow no style of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -25,6 +25,17 @@ class Point:
 
     x: float
     y: float
+    low: float | None
+    high: float | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A share that was measured of one version, its interval, and it in words."""
+
+    version_id: int
+    share: float
     low: float | None
     high: float | None
     words: str
@@ -68,6 +79,24 @@ def shares(title: str, series: Sequence[Series], ends: tuple[str, str] = ("", ""
         parts.append(f'<g class="series-{number % 4}">{"".join(inside)}</g>')
     parts += _ends(ends)
     return _svg(title, parts) + _legend(series)
+
+
+def by_version(title: str, measured: Mapping[str, Sequence[Measured]]) -> Markup:
+    """Shares of versions side by side, a series for each name; the newest version at the right."""
+    numbers = sorted({one.version_id for rows in measured.values() for one in rows})
+    places = {
+        number: place / (len(numbers) - 1) if len(numbers) > 1 else 0.5
+        for place, number in enumerate(numbers)
+    }
+    series = [
+        Series(name, tuple(
+            Point(places[one.version_id], one.share, one.low, one.high, one.words)
+            for one in sorted(rows, key=lambda one: one.version_id)
+        ))
+        for name, rows in measured.items() if rows
+    ]  # fmt: skip
+    ends = [f"version {number}" for number in numbers]
+    return shares(title, series, (ends[0] if len(ends) > 1 else "", ends[-1] if ends else ""))
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -23,9 +22,19 @@ from records import (
 from records.evaluations import EvaluationRow
 from vision.scores import ClassScore, Confusion
 from web.database import Session
-from web.decisions import Decisions
+from web.decisions import Deciding, Decisions
 from web.pages import plots
-from web.pages.frame import Column, Decider, Reader, Why, done, pages, shown, sorted_by
+from web.pages.frame import (
+    Column,
+    Decider,
+    Reader,
+    Why,
+    done,
+    in_words,
+    pages,
+    shown,
+    sorted_by,
+)
 from web.pages.plots import Point, Series
 
 router = pages()
@@ -41,10 +50,6 @@ CLASS_COLUMNS = (
     Column("recall", "recall"), Column("precision", "precision"), Column("F1", "f1"),
     Column("answered", "predicted"),
 )  # fmt: skip
-
-# One decision at a time: each loads a network, or two.
-_deciding = threading.Lock()
-
 
 @router.get("/versions")
 def listed(
@@ -260,22 +265,20 @@ def decide(
     act: Annotated[Literal["approve", "adopt", "roll_back", "reject"], Form()],
     why: Why = "",
 ) -> Response:
-    """Approve, adopt, reject, or return to a version."""
+    """Approve, adopt, reject, or return to a version; what needs the gate goes on meanwhile."""
     to = f"/versions/{version_id}"
     if act == "reject":
         with database.connect().transaction() as session:
             deployments.reject(session, version_id, by, why)
         return done(request, f"Version {version_id} is rejected.", to)
-    decisions = _decisions(request)
-    if decisions is None:
+    deciding: Deciding | None = request.app.state.deciding
+    if deciding is None:
         raise HTTPException(409, "this service decides nothing: start it by `regraft web`")
-    if not _deciding.acquire(blocking=False):
-        raise HTTPException(409, "somebody else decides just now: try again when that is done")
-    try:
-        decided = getattr(decisions, act)(version_id, by, why)
-    finally:
-        _deciding.release()
-    return done(request, decided.reason, to)
+    deployments.say_who(by, why)
+    with database.connect().transaction() as session:
+        versions.get(session, version_id)
+    deciding.begin(act, version_id, by, why, lambda error: in_words(request, error)[1])
+    return done(request, "", f"{to}?wait=1")
 
 
 # --- two versions -----------------------------------------------------------------------------
