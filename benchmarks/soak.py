@@ -159,11 +159,15 @@ def judged(
     asked = sum(one["num_requests"] for one in counts)
     failed = sum(one["num_failures"] for one in counts)
     lost = len(set(told) - set(kept))
-    if failed or lost or len(kept) != len(set(kept)):
+    untold = len(set(kept) - set(told))  # each client may be cut off once, at the end
+    if failed or lost or len(kept) != len(set(kept)) or untold > CLIENTS:
         raise SystemExit(
             f"{failed} of {asked} requests failed, {lost} answers are not in the log, which has "
-            f"{len(kept)} rows of {len(set(kept))} transactions"
+            f"{len(kept)} rows of {len(set(kept))} transactions, {untold} of them told to nobody"
         )
+    fifth = max(2, len(memory) // 5)  # a deployment stands at the end of each but the last
+    ends = [memory[: at * fifth][-fifth // 2 :] for at in range(1, 6)]
+    stretches = ", ".join(f"{sum(one) / len(one):,.0f}" for one in ends)
     tenth = max(1, len(memory) // 10)
     early = sum(memory[tenth : 2 * tenth]) / tenth
     late = sum(memory[-tenth:]) / tenth
@@ -178,9 +182,10 @@ def judged(
     ), (
         f"{asked:,} requests in {seconds / 60:.0f} minutes from {CLIENTS} clients, each answered "
         f"as it must be; {len(kept):,} rows of {versions} versions in the log, each once: "
-        f"the {len(set(told)):,} that clients were told, and {len(set(kept) - set(told)):,} whose "
+        f"the {len(set(told)):,} that clients were told, and {untold} whose "
         f"clients were cut off at the end. {figures['regraft_log_dropped']:.0f} answers were not "
         "logged. Three versions were promoted, and one was returned to.",
+        f"MiB in the second half of each stretch between deployments: {stretches}.",
     )
 
 

@@ -119,6 +119,11 @@ def _make_engine(url: str) -> Engine:
 def _connection_arguments() -> dict[str, Any]:
     return {
         "connect_timeout": _CONNECT_SECONDS,
+        # a network that was cut is noticed after seconds, not after a quarter of an hour
+        "tcp_user_timeout": 1000 * _CONNECT_SECONDS,
+        "keepalives_idle": _CONNECT_SECONDS,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
         "application_name": "regraft",
         "options": "-c timezone=utc",
     }

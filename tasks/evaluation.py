@@ -18,7 +18,6 @@ from infra import database, settings
 from records import batches, benchmark, classes, evaluations, library, objects, runs, versions
 from tasks import checkpoints, pixels, serving, snapshot
 from tasks.progress import progress
-from tasks.serving import cores
 from tasks.snapshot import Listed
 from tasks.step import reading, timed
 from tasks.training import machine
@@ -423,7 +422,7 @@ def _measure_latency(run_id: int | None, loaded: dict[int, Loaded]) -> None:
     with database.connect().transaction() as session:
         digests = {one: versions.get(session, one).checkpoint_digest for one in loaded}
     served = {
-        version_id: Served(serving.written(one, digests[version_id] or "").read_bytes(), cores())
+        version_id: Served(serving.written(one, digests[version_id] or "").read_bytes(), threads=1)
         for version_id, one in loaded.items()
     }
     best: dict[int, float] = {}

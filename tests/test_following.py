@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import answering
@@ -11,11 +12,15 @@ import worlds
 from answering import BODY, NAMES, PATIENCE, Service
 from worlds import FREE, World
 
+from infra import database
 from infra.embedded import Addresses
 from records import keys
 from records.versions import export_key
+from web.errors import AWAY
 from web.rules import Rules
 from web.transaction_log import open_log
+
+MOST_CONNECTIONS = 15  # of SQLAlchemy's pool, 5 that stay and 10 more
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def broken(world: World, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("gone", "there is no such object"),
+        ("gone", "is gone from S3"),
         ("changed", "holds other bytes"),
         ("never written", "no file was written for it"),
         ("of other classes", "names other classes than its row"),
@@ -136,10 +141,22 @@ def test_predictions_go_on_while_postgres_is_away(world: World) -> None:
         answering.until(lambda: service.figure("regraft_behind") == 1, 20)
         statuses = [service.ask().status_code for _ in range(10)]
         assert statuses == [200] * 10
-        assert service.client.get("/readyz").status_code == 200
+        ready = service.client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["problem"] == AWAY  # and no host's name
         away(world, False)
         answering.until(lambda: service.figure("regraft_behind") == 0, 20)
         answering.until(lambda: world.ask("SELECT count(*) FROM transactions") == [(11,)], 20)
+
+
+def test_pages_that_are_slow_keep_no_promotion_waiting(world: World) -> None:
+    """Whoever follows the log, and whoever writes it, has connections of their own."""
+    with answering.serving(log=open_log()) as service, ExitStack() as slow:
+        for _ in range(MOST_CONNECTIONS):
+            slow.enter_context(database.connect().engine.connect())
+        answering.deploy(world, 2)
+        answering.until(lambda: service.labels() == NAMES[1], PATIENCE)
+        answering.until(lambda: service.figure("regraft_log_written") >= 1, PATIENCE)
 
 
 def test_nothing_serves_until_something_does(world: World) -> None:

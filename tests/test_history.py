@@ -495,6 +495,7 @@ def test_history_over_http(past: Database) -> None:
         ("accuracy?since=2026-02-02&until=2026-02-01", "ends before it begins"),
         ("accuracy?since=yesterday", "since"), ("usage?client=%00", "no text"),
         ("compare?version=1", "other"), ("live?most=0", "ask for 1"),
+        ("live?most=10001", "`regraft history` gives more"),
     ):  # fmt: skip
         refused = client.get(f"/v1/history/{asked}")
         assert refused.status_code == 422

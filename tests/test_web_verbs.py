@@ -15,8 +15,10 @@ import httpx
 import pytest
 import worlds
 from answering import BODY, NAMES
+from typer.testing import CliRunner
 from worlds import World
 
+from flows.cli import app
 from infra.database import Database
 from infra.embedded import Addresses
 
@@ -49,6 +51,14 @@ def test_keys_are_made_listed_and_revoked(
     shown = terminal("key", "list")
     assert "camera" in shown
     assert secret not in shown
+
+
+@pytest.mark.parametrize("prefix", ["pools", "", "/"])
+def test_a_prefix_says_where_it_ends(prefix: str) -> None:
+    """`pools` would let clients name `pools-of-others/1.jpg`."""
+    done = CliRunner().invoke(app, ["web", "--prefix", prefix])
+    assert done.exit_code == 2
+    assert "end it with a slash" in done.output
 
 
 def test_the_service_starts_answers_and_stops_in_order(world: World) -> None:

@@ -68,21 +68,24 @@ class Batches:
             thread.join()
 
     def _work(self) -> None:
-        while batch := self._take():
-            wanted = [one for one in batch if one.answer.set_running_or_notify_cancel()]
-            if not wanted:
-                continue
-            self._took(len(wanted))
-            try:
-                shares = wanted[0].serving.network.shares(
-                    np.stack([one.pixels for one in wanted])
-                )
-            except Exception as error:  # each of them is told; the next batch may do better
-                for one in wanted:
-                    one.answer.set_exception(error)
-                continue
-            for one, row in zip(wanted, shares, strict=True):
-                one.answer.set_result(row)
+        while self._answer(self._take()):
+            pass
+
+    def _answer(self, batch: list[_Waiting]) -> bool:
+        """Answer these; False when there are none. Whoever waits for more keeps no old network."""
+        wanted = [one for one in batch if one.answer.set_running_or_notify_cancel()]
+        if not wanted:
+            return bool(batch)
+        self._took(len(wanted))
+        try:
+            shares = wanted[0].serving.network.shares(np.stack([one.pixels for one in wanted]))
+        except Exception as error:  # each of them is told; the next batch may do better
+            for one in wanted:
+                one.answer.set_exception(error)
+            return True
+        for one, row in zip(wanted, shares, strict=True):
+            one.answer.set_result(row)
+        return True
 
     def _take(self) -> list[_Waiting]:
         """The next pictures for one version; empty when there is nothing more to come."""

@@ -11,16 +11,22 @@ from dataclasses import dataclass, replace
 from sqlalchemy.orm import Session
 
 from infra import database, storage
+from infra.database import Database
+from infra.storage import Gone
 from records import deployments, evaluations, keys, versions
 from records.deployments import Champion
 from records.versions import ExportRow
 from vision.export import BadExport
 from vision.serving import Served
+from web import memory
 from web.access import Access
+from web.errors import AWAY
 
 log = logging.getLogger("regraft.web")
 
 EVERY = 1.0  # seconds; a promotion must be live within five
+BAD_SECONDS = 60.0  # until a file that is not what was stored is read again
+STOP_SECONDS = 5.0
 
 
 class NothingServes(RuntimeError):
@@ -47,7 +53,8 @@ class Follower:
     takes the place of the one before. Whatever fails, that one goes on answering.
 
     serving: the version that answers now, None before there is one. problem: why it is not what
-    the database wants, or None. seen_at: when that was last known, on the monotonic clock.
+    the database wants, or None, in words for clients: what names hosts goes to the log. seen_at:
+    when that was last known, on the monotonic clock.
     """
 
     def __init__(self, access: Access, precision: float, threads: int, batch: int) -> None:
@@ -55,6 +62,11 @@ class Follower:
         self.serving: Serving | None = None
         self.problem: str | None = None
         self.seen_at = time.monotonic()
+        self._told: str | None = None
+        self._bad: tuple[int, str] | None = None  # a deployment and a file that is not for it
+        self._again_at = 0.0
+        # Its own: pages that are slow must not keep a promotion waiting.
+        self._database = Database(database.connect().url)
         self._access, self._precision = access, precision
         self._threads, self._batch = threads, batch
         self._stop = threading.Event()
@@ -68,7 +80,7 @@ class Follower:
     def close(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)  # a Postgres that hangs holds it
 
     def now(self) -> Serving:
         """The version that answers; raises `NothingServes`."""
@@ -78,20 +90,20 @@ class Follower:
 
     def look(self) -> None:
         """Read the database once and do what it says."""
-        problem = None
+        problem = told = None
         try:
-            with database.connect().transaction() as session:
+            with self._database.transaction() as session:
                 self._access.renew(keys.listed(session, revoked=False))
                 champion = deployments.champion(session)
                 threshold = self._threshold(session, champion)
             self._change(champion, threshold)
             self.seen_at = time.monotonic()
         except Exception as error:  # whatever it is, the version that answers goes on
-            problem = " ".join(str(error).split())
-        if problem != self.problem:
-            if problem:
-                log.error("%s", problem)
-            self.problem = problem
+            told = " ".join(str(error).split())
+            problem = told if isinstance(error, NothingServes | BadExport) else AWAY
+        if told and told != self._told:
+            log.error("%s", told)
+        self._told, self.problem = told, problem
 
     def _follow(self) -> None:
         while not self._stop.wait(EVERY):
@@ -120,6 +132,8 @@ class Follower:
             champion.deployment_id, champion.version_id, champion.checkpoint_digest, threshold,
             network,
         )  # fmt: skip
+        del before
+        memory.give_back()
         log.info(
             "version %d answers from now on, %.1f s after it was seen",
             champion.version_id, time.monotonic() - begun,
@@ -127,7 +141,7 @@ class Follower:
 
     def _loaded(self, champion: Champion) -> Served:
         version_id = champion.version_id
-        with database.connect().transaction() as session:
+        with self._database.transaction() as session:
             version = versions.get(session, version_id)
             row = versions.exported(session, version_id)
         if row is None or row.checkpoint_digest != champion.checkpoint_digest:
@@ -135,17 +149,30 @@ class Follower:
                 f"version {version_id} serves, but no file was written for it: start "
                 "`regraft web` again, which writes it"
             )
-        network = Served(_body(version_id, row), self._threads)
-        if list(network.class_names) != version.class_names:
-            raise BadExport(
-                f"version {version_id}: its file names other classes than its row; restore "
-                "either from a backup"
-            )
+        wanted = champion.deployment_id, row.digest
+        if self._bad == wanted and time.monotonic() < self._again_at:
+            raise BadExport(self.problem or "")  # not read again every second
+        try:
+            network = Served(_body(version_id, row), self._threads)
+            if list(network.class_names) != version.class_names:
+                raise BadExport(
+                    f"version {version_id}: its file names other classes than its row; restore "
+                    "either from a backup"
+                )
+        except BadExport:
+            self._bad, self._again_at = wanted, time.monotonic() + BAD_SECONDS
+            raise
         return network
 
 
 def _body(version_id: int, row: ExportRow) -> bytes:
-    body = storage.connect().read(versions.export_key(row.digest))
+    try:
+        body = storage.connect().read(versions.export_key(row.digest))
+    except Gone:
+        raise BadExport(
+            f"version {version_id}: the file that serves it is gone from S3; start `regraft web` "
+            "again, which writes it anew"
+        ) from None
     found = hashlib.sha256(body).hexdigest()
     if found != row.digest:
         raise BadExport(

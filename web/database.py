@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Depends
+from sqlalchemy import text
 from sqlalchemy.orm import Session as OrmSession
 
 from infra import database
 
+MOST_SECONDS = 30  # of one statement: whoever asked has gone, and others wait for the connection
+
 
 def _transaction() -> Iterator[OrmSession]:
     with database.connect().transaction() as session:
+        session.execute(text(f"SET LOCAL statement_timeout = '{MOST_SECONDS}s'"))
         yield session
 
 

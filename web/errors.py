@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -56,6 +57,7 @@ def answer_errors(app: FastAPI) -> None:
     for kind, _ in STATUS:
         app.add_exception_handler(kind, _ours)
     app.add_exception_handler(OperationalError, _away)
+    app.add_exception_handler(NoConnection, _away)
     app.add_exception_handler(Exception, _broken)
 
 
@@ -70,7 +72,7 @@ def answer(request: Request, error: Exception) -> JSONResponse:
         return _refused(request, error)
     if isinstance(error, RequestValidationError):
         return _invalid(request, error)
-    if isinstance(error, OperationalError):
+    if isinstance(error, OperationalError | NoConnection):
         return _away(request, error)
     if isinstance(error, tuple(kind for kind, _ in STATUS)):
         return _ours(request, error)

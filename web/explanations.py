@@ -42,6 +42,7 @@ class Explainer:
 
         with self._lock:
             if self._known is None or self._known[0] != serving.checkpoint_digest:
+                self._known = None  # or both would be in memory
                 self._known = (serving.checkpoint_digest, loaded_by(serving.checkpoint_digest))
             loaded = self._known[1]
             found = gradcam.maps(

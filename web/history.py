@@ -25,12 +25,16 @@ router = APIRouter(
     },
 )
 
+MOST = 10_000  # rows of one answer: they are all in memory, beside the network that serves
 Form = Annotated[
     Literal["json", "csv"], Query(alias="format", description="How the rows are written.")
 ]
 
 
 def _told(session: Session, question: Question[Row], form: str) -> Any:
+    if question.values["most"] > MOST:
+        raise history.BadQuestion(f"{question.values['most']} rows: ask for 1 to {MOST:,} here; "
+                                  "`regraft history` gives more")  # fmt: skip
     rows = history.answered(session, question)
     if form == "csv":
         return Response(as_csv(question.row, rows), media_type="text/csv; charset=utf-8")

@@ -57,6 +57,7 @@ def overlay(
     if digest is None:
         raise reviews.UnknownAnswer(f"version {version_id} is {version.state}: it has no network")
     wanted = digest, answered.sha256, name
+    session.commit()  # or its connection would wait for the network, too
     found, geometry = _remembered(wanted) or _make(wanted, body)
     return gradcam.overlay(images.square(body, geometry), found)
 

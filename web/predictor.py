@@ -37,6 +37,7 @@ from web.transaction_log import TransactionLog
 
 log = logging.getLogger("regraft.web")
 
+BEHIND_SECONDS = 10.0  # without a word from the database
 # So many of the best classes are logged of each picture, though its client wants fewer.
 LOGGED = 5
 # Of `web.transaction_log.Counts`, as Prometheus is told them.
@@ -106,7 +107,8 @@ class Predictor:
         watch("regraft_version", "The version that answers; 0: none.",
               lambda: follower.serving.version_id if follower.serving else 0)  # fmt: skip
         watch("regraft_behind", "1 while the champion of the database cannot be followed.",
-              lambda: follower.problem is not None)  # fmt: skip
+              lambda: follower.problem is not None
+              or time.monotonic() - follower.seen_at > BEHIND_SECONDS)  # fmt: skip
         watch("regraft_behind_seconds", "Since when the database was not read, or not followed.",
               lambda: time.monotonic() - follower.seen_at)  # fmt: skip
         if kept is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from web import memory
+
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 IDLE_SECONDS = 20
-CONNECTIONS = 512
+# What comes in by them is bounded by `web.rules`; who only stays connected must keep out no probe.
+CONNECTIONS = 4096
 # An orderly stop answers what was begun, no longer than this.
 STOP_SECONDS = 30
 
@@ -72,9 +76,17 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; what was begun is answered and written down first."""
     # Each thread that decodes is one core's; a team of helpers for each would wait for the others.
     torch.set_num_threads(1)
+    memory.keep_little()
+    _open_files()
     # What it finds wrong with a form its client is told.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn.run(app, host=host, port=port, **options())
+
+
+def _open_files() -> None:
+    """As many as the system lets this process have: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def options() -> dict[str, Any]:

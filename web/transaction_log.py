@@ -480,7 +480,7 @@ def open_log() -> TransactionLog:
     """The log where the settings say."""
     found = settings.load()
     return TransactionLog(
-        database.connect(),
+        Database(database.connect().url),  # its own: pages that are slow must not keep it waiting
         storage.connect(),
         found.spool_dir,
         Keeping.of(found),

@@ -22,6 +22,13 @@ verbs.add_typer(key_app, name="key")
 Name = Annotated[str, typer.Argument(help="Whose key it is; it stands in the log as the client.")]
 
 
+def _prefixes(given: list[str] | None) -> list[str] | None:
+    for one in given or ():
+        if not one.endswith("/") or one == "/":
+            raise typer.BadParameter(f"{one!r} would let more in than it says: end it with a slash")
+    return given
+
+
 @verbs.command()
 def web(
     host: Annotated[str, typer.Option(
@@ -29,12 +36,14 @@ def web(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = WEB_PORT,
     prefix: Annotated[list[str] | None, typer.Option(
-        help="Prefix of S3 under which clients may name objects; may be repeated.",
-        show_default="pools/")] = None,
+        help="Prefix of S3, up to a slash, under which clients may name objects; may be repeated.",
+        show_default="pools/", callback=_prefixes)] = None,
     precision: Annotated[float, typer.Option(
         help="The precision wished of the threshold that says what to show.", min=0.001, max=1)
     ] = 0.95,
     log: Annotated[bool, typer.Option(help="Whether answers are logged.")] = True,
+    keys: Annotated[bool, typer.Option(
+        "--keys", help="Want a key on the loopback, too: behind a proxy on this machine.")] = False,
 ) -> None:  # fmt: skip
     """Serve the champion, its log, reviews and history until it is stopped.
 
@@ -59,8 +68,9 @@ def web(
 
         serving.prepare(champion.version_id)  # for one that was deployed before files were kept
     rules = Rules(
-        loopback=is_loopback(host), precision=precision, prefixes=tuple(prefix or ("pools/",))
-    )
+        loopback=is_loopback(host) and not keys, precision=precision,
+        prefixes=tuple(prefix or ("pools/",)),
+    )  # fmt: skip
     say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "
          "`regraft key make NAME --scope predict`"))  # fmt: skip
     from tasks import labelling, promotion

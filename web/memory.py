@@ -1,0 +1,28 @@
+"""What the C library does with memory that was freed: it is to go back to the system.
+
+glibc gives each thread an arena of its own and keeps in each what was freed there. A service with
+many threads, whose networks are replaced, would hold memory that nothing uses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+ARENAS = 2
+_M_ARENA_MAX = -8  # of malloc.h
+
+
+def keep_little() -> None:
+    """Have all threads share few arenas from now on; nothing where the C library is another."""
+    _call("mallopt", _M_ARENA_MAX, ARENAS)
+
+
+def give_back() -> None:
+    """Give what is free back to the system."""
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *values: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*values)
