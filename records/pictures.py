@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 
 def place(session: Session, sha256: str) -> tuple[str, str | None] | None:
-    """Key and ETag of an object with these bytes: of library, benchmark or pools; or None.
+    """Key and ETag of an object with these bytes: of library, benchmark, pools or sets; or None.
 
     The benchmark's objects are named by their digest, so that their ETag is not kept.
     """
@@ -21,6 +21,9 @@ def place(session: Session, sha256: str) -> tuple[str, str | None] | None:
             UNION ALL
             (SELECT key, etag, false FROM pool_objects
              WHERE sha256 = :sha256 AND gone_at IS NULL AND problem IS NULL ORDER BY id LIMIT 1)
+            UNION ALL
+            (SELECT key, etag, false FROM set_images
+             WHERE sha256 = :sha256 AND problem IS NULL LIMIT 1)
             ORDER BY 3 LIMIT 1
             """
         ),

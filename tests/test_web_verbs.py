@@ -83,13 +83,16 @@ def test_the_service_starts_answers_and_stops_in_order(world: World) -> None:
                 assert process.poll() is None
                 return False
 
-        answering.until(is_there, 60)
-        answers = [
-            client.post("/v1/predictions", content=BODY, headers={"Content-Type": "image/jpeg"})
-            for _ in range(3)
-        ]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        try:
+            answering.until(is_there, 180)
+            answers = [
+                client.post("/v1/predictions", content=BODY, headers={"Content-Type": "image/jpeg"})
+                for _ in range(3)
+            ]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()  # or a failure would wait for it for ever
         said = process.stderr.read() if process.stderr else ""
     assert address in said
     assert [one.json()["predictions"][0]["label"] for one in answers] == [NAMES[0]] * 3

@@ -50,7 +50,7 @@ def _key(answered: Answered) -> str:
 
 
 def body_of(session: Session, sha256: str) -> bytes:
-    """The bytes of an image of library, benchmark or pools; raises `Gone`."""
+    """The bytes of an image that anybody has answered; raises `Gone`."""
     place = pictures.place(session, sha256)
     if place is None:
         raise Gone(f"no object holds image {sha256[:12]}… any more")

@@ -88,7 +88,9 @@ def show_next(queue: Queue = "random", version: OfVersion = None, class_name: Of
         print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        say("nothing waits in this queue: `regraft transactions list --kept` shows what is kept")
+        mend = ("`regraft identify POOL` answers one" if queue == "pools"
+                else "`regraft transactions list --kept` shows what is kept")  # fmt: skip
+        say(f"nothing waits in this queue: {mend}")
         return
     print_table(
         ["of", "when", "version", "answer", "why"],
