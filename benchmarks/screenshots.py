@@ -100,7 +100,8 @@ def _ask(files: list[Path]) -> None:
             if drawn := client.get("/v1/reviews/next", params=asked).json():
                 break
         for one in drawn:
-            said = {"transaction": one["transaction_id"], "label": f"digit {shows[one['sha256']]}",
+            digit = f"digit {shows[one['sha256']]}"  # one of them the demo has never seen
+            said = {"transaction": one["transaction_id"], "label": digit, "new_classes": [digit],
                     "queue": "random", "by": "Ann"}  # fmt: skip
             client.post("/v1/reviews", json=said).raise_for_status()
 

@@ -122,20 +122,24 @@ class History:
 
 
 def _history(session: Session, name: str) -> History:
+    grown = history.answered(session, history.class_growth(name, most=PLOTTED))
+    since = grown[-1].frozen_at.date() if len(grown) == PLOTTED else None
     measured = {
         subject: history.answered(
-            session, history.classes(class_name=name, subject=subject, most=PLOTTED)
+            session, history.classes(since, class_name=name, subject=subject, most=PLOTTED)
         )
         for subject in ("test", "benchmark")
     }
-    grown = history.answered(session, history.class_growth(name, most=PLOTTED))
-    parts = history.answered(
-        session, history.sub_classes(class_name=name, subject="test", most=PLOTTED)
-    )
-    newest = [one for one in parts if one.version_id == parts[0].version_id]
+    parts = [
+        one
+        for newest in measured["test"][:1]
+        for one in history.answered(
+            session, history.sub_classes(None, None, newest.version_id, name, "test", PLOTTED)
+        )
+    ]
     return History(
         [one for rows in measured.values() for one in rows], _recall_plot(name, measured),
-        grown, _growth_plot(name, grown), newest if len(newest) > 1 else [],
+        grown, _growth_plot(name, grown), parts if len(parts) > 1 else [],
     )  # fmt: skip
 
 
