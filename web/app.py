@@ -66,7 +66,7 @@ def create_app(
                 await asyncio.to_thread(deciding.close)
 
     app = FastAPI(title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive)
-    app.state.access, app.state.metrics = access, metrics
+    app.state.rules, app.state.access, app.state.metrics = rules, access, metrics
     app.state.decisions, app.state.deciding = decisions, deciding
     app.include_router(health.router)
     app.include_router(predictions.router)

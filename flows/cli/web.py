@@ -34,6 +34,9 @@ def web(
     precision: Annotated[float, typer.Option(
         help="The precision wished of the threshold that says what to show.", min=0.001, max=1)
     ] = 0.95,
+    plain_http: Annotated[bool, typer.Option("--plain-http",
+        help="Let browsers keep keys although nothing encrypts them on their way: for a network "
+             "that you trust, where no proxy with TLS stands before the service.")] = False,
     log: Annotated[bool, typer.Option(help="Whether answers are logged.")] = True,
 ) -> None:  # fmt: skip
     """Serve the champion, its log, reviews and history until it is stopped.
@@ -59,8 +62,9 @@ def web(
 
         serving.prepare(champion.version_id)  # for one that was deployed before files were kept
     rules = Rules(
-        loopback=is_loopback(host), precision=precision, prefixes=tuple(prefix or ("pools/",))
-    )
+        loopback=is_loopback(host), plain_http=plain_http, precision=precision,
+        prefixes=tuple(prefix or ("pools/",)),
+    )  # fmt: skip
     say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "
          "`regraft key make NAME --scope predict`"))  # fmt: skip
     from tasks import labelling, promotion

@@ -98,10 +98,13 @@ def say(
 
     label: as typed; named: an answer that was pressed.
     """
+    typed, pressed = label.strip(), named.strip() or verdict
+    if typed and pressed not in ("", "wrong", typed):
+        raise BadReview(
+            f"{typed!r} was typed and {pressed!r} was pressed: empty the field, or press `Say so`"
+        )
     answered = _answered(session, transaction, version, image)
-    called = (named or label).strip() or None
-    if verdict in reviews.UNTOLD or verdict == "right":
-        called = None
+    called = named.strip() or typed or None
     new = (called,) if make and called else ()
     stream = "random" if queue == "random" else "doubt"
     said = reviews.say(
