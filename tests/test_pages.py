@@ -729,8 +729,10 @@ def test_a_key_of_another_service_keeps_nobody_out(service: Service) -> None:
     assert service.client.get("/", headers=passed_on).status_code == 401
 
 
-def test_a_key_goes_out_encrypted_and_can_be_changed(world: World) -> None:
+def test_a_key_goes_out_encrypted_and_can_be_changed(world: World, browser: Browser) -> None:
     """Where keys are wanted its cookie is Secure; whoever has the wrong one may lay it down."""
+    from selenium.webdriver import Keys
+
     with world.transaction() as session:
         narrow, wide = (keys.make(session, f"{scope} alone", [scope], "a test")
                         for scope in ("predict", "review"))  # fmt: skip
@@ -748,6 +750,12 @@ def test_a_key_goes_out_encrypted_and_can_be_changed(world: World) -> None:
         assert found.client.get("/docs").status_code == 200
         assert found.client.get("/openapi.json").status_code == 200
         assert 'action="/sign-out"' not in found.client.get("/").text
+        here = Browser(browser.driver, f"http://127.0.0.1:{found.port}")
+        for key, says in ((narrow, "and this page needs"), (wide, "You came with the key")):
+            here.open("/")
+            here.one("input[name=key]").send_keys(key, Keys.ENTER)
+            here.until_it_reads(says)
+            assert here.faults() == []
 
 
 def test_a_form_wants_a_name(service: Service) -> None:
