@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import pictures
@@ -682,6 +683,30 @@ def test_an_original_is_shown_as_what_it_begins_as(world: World, service: Servic
             world.act(worlds.FREE, "DELETE FROM pool_objects WHERE key LIKE 'odd/%'")
         assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
         assert (answer.content == body) is (status == 200)
+
+
+def test_what_is_learned_is_told_as_it_is(world: World, service: Service) -> None:
+    """The next night learns a picture once; said again, nothing is to come."""
+    kept = "SELECT id, sha256 FROM transactions WHERE image_key IS NOT NULL ORDER BY at LIMIT 1"
+    transaction, digest = world.ask(kept)[0]
+    said = {"queue": "confidence", "transaction": transaction, "label": "ring", "learn": "1",
+            "by": "Bea"}  # fmt: skip
+    for words in ("the next night learns it", "it was learned before"):
+        answer = service.client.post("/reviews", data=said, headers=BROWSER_SAYS)
+        assert answer.status_code == 303, answer.text
+        assert words in unquote(answer.headers["set-cookie"])
+    assert world.ask("SELECT act FROM pool_acts WHERE sha256 = :digest", digest=digest) == [
+        ("label",)
+    ]
+
+
+def test_a_map_that_is_not_kept_is_one_link_away(service: Service) -> None:
+    """Of each answered image without one; the link makes it."""
+    page = service.client.get("/versions/2/images?every=1&again=1&subject=test")
+    links = re.findall(r'<a href="(/pictures/\w+/map[^"]+)">where it looked</a>', page.text)
+    assert links
+    made = service.client.get(html.unescape(links[0]))
+    assert (made.status_code, made.headers["content-type"]) == (200, "image/jpeg")
 
 
 def test_runs_link_to_prefect_where_it_runs(

@@ -115,8 +115,8 @@ def say(
         if said.label is None:
             raise BadReview("nothing can be learned without a label: name the class")
         read = kept.read(answered) if answered.subject == "transaction" else None
-        reviews.into_library(session, answered, read, by, said.label, note or None, new)
-        told += "; it trains with the next night"
+        came = reviews.into_library(session, answered, read, by, said.label, note or None, new)
+        told += "; the next night learns it" if came.changed else "; it was learned before"
     return done(request, f"{told}.", to)
 
 
