@@ -702,7 +702,7 @@ def test_what_is_learned_is_told_as_it_is(world: World, service: Service) -> Non
 
 def test_a_map_that_is_not_kept_is_one_link_away(service: Service) -> None:
     """Of each answered image without one; the link makes it."""
-    page = service.client.get("/versions/2/images?every=1&again=1&subject=test")
+    page = service.client.get("/versions/2/images?every=1&again=1")
     links = re.findall(r'<a href="(/pictures/\w+/map[^"]+)">where it looked</a>', page.text)
     assert links
     made = service.client.get(html.unescape(links[0]))
