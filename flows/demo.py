@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +120,8 @@ def play(images: Path | None) -> None:
         console.print(
             f"version {before} still serves" if untouched else "[red]the champion changed[/red]"
         )
-    _epilogue(console)
+        picture = _kept(story)
+    _epilogue(console, picture)
     if outcome.state not in ("stopped", "refused") or not untouched:
         raise BadDemo(
             "night 3 was let through: the champion knows these images too little to contradict "
@@ -204,7 +207,15 @@ def _champion() -> int | None:
     return serving.version_id if serving else None
 
 
-def _epilogue(console: Console) -> None:
+def _kept(story: Story) -> Path:
+    """A picture of the benchmark, which no training has seen, kept to ask the service about."""
+    chosen = next(iter(story.benchmark.values()))[0]
+    kept = settings.load().state_dir / f"picture{chosen.suffix}"
+    shutil.copyfile(chosen, kept)
+    return kept
+
+
+def _epilogue(console: Console, picture: Path) -> None:
     from flows.figures import percent
     from flows.grid import table
 
@@ -225,13 +236,18 @@ def _epilogue(console: Console) -> None:
             for row in reversed(rows)
         ),
     )
-    state = settings.load().state_dir
     pages = (os.environ.get("PREFECT_API_URL") or "").removesuffix("/api")
+    regraft = "regraft" if shutil.which("regraft") else sys.argv[0]  # as it can be typed here
+    asked = f"http://127.0.0.1:{WEB_PORT}"
     console.print(
-        f"Where to look next (export REGRAFT_STATE_DIR={state}):\n"
-        f"  {f'regraft show {rows[0].id} --pictures maps':30} each figure, check and Grad-CAM map\n"
-        f"  {'regraft status':30} runs, batches, and why one was refused\n"
-        f"  {'regraft web':30} http://127.0.0.1:{WEB_PORT}: all of it in a browser; /docs asks it\n"
-        f"  {pages:30} Prefect's pages: runs with their reports\n"
-        f"  {'regraft down':30} stops the services; the data stays"
+        "Where to look next:\n"
+        f"  export REGRAFT_STATE_DIR={shlex.quote(str(settings.load().state_dir))}\n"
+        f"  {f'{regraft} web':40} {asked}: all of it in a browser; {asked}/docs is the API\n"
+        f"  curl -F image=@{shlex.quote(str(picture))} {asked}/v1/predictions\n"
+        f"  {f'{regraft} show {rows[0].id} --pictures maps':40} "
+        "each figure, check and Grad-CAM map\n"
+        f"  {f'{regraft} status':40} runs, batches, and why one was refused\n"
+        f"  {pages:40} Prefect's pages: runs with their reports\n"
+        f"  {f'{regraft} down':40} stops the services; the data stays",
+        soft_wrap=True,  # or a line could not be copied
     )

@@ -1,11 +1,16 @@
 """Pages: each is walked in a real browser, and refuses what it must without one."""
 
 import hashlib
+import html
+import os
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
+import pictures
 import pytest
 import showing
 import worlds
@@ -19,6 +24,8 @@ from records import history, keys
 from tasks import labelling, promotion
 from tasks.promotion import Decision
 from web.decisions import Decisions
+from web.pages import runs
+from web.pages.frame import Page
 from web.rules import Rules
 
 LET = threading.Event()  # while it is clear, no rollback begins
@@ -42,9 +49,28 @@ PAGES = (
     "/pools?filter=free", "/pools?filter=scarce", "/pools?filter=look-alike&class=ring",
     "/pools?filter=junk", "/pools?filter=staged", "/pools?filter=unknown", "/reviews",
     "/reviews/next?queue=confidence", "/reviews/next?queue=pools", "/runs", "/runs/2", "/you",
+    "/docs",
 )  # fmt: skip
 BROWSER_SAYS = {"Sec-Fetch-Site": "same-origin"}
 LOOKS = {"Accept": "text/html,*/*;q=0.8"}
+# Every form there is, filled in; of a review, a transaction is to be named.
+FORMS = {
+    "/you": {"by": "Ann"},
+    "/sign-in": {"key": "regraft_no", "to": "/"},
+    "/sign-out": {},
+    "/library/act": {"images": "0" * 64, "act": "relabel", "to": "/", "why": "hard",
+                     "label": "ring", "version": "2", "by": "Ann"},
+    "/library/undo": {"number": "1", "why": "wrong", "by": "Ann"},
+    "/library/batch": {"batch": "2", "act": "accept", "why": "looked at", "by": "Ann"},
+    "/reviews": {"queue": "confidence", "transaction": "", "version": "2", "image": "0" * 64,
+                 "to": "/reviews", "verdict": "", "label": "ring", "named": "ring", "make": "",
+                 "learn": "", "note": "so", "by": "Ann"},
+    "/pools/act": {"images": f"{'0' * 64} ring", "act": "label", "version": "2", "to": "/pools",
+                   "label": "ring", "make": "", "why": "so", "by": "Ann"},
+    "/versions/{version_id}/decide": {"act": "reject", "why": "so", "by": "Ann"},
+}  # fmt: skip
+# What people write down by forms.
+WRITTEN = ("reviews", "pool_acts", "image_acts", "rejections", "deployments")
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +301,76 @@ def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: B
     assert "Nothing was answered in these days" in browser.text()
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "pressed"),
+    [
+        ("/reviews/next?queue=confidence", "label", "Say so"),
+        ("/reviews/next?queue=confidence", "note", "Say so"),
+        ("/reviews/next?queue=confidence", "learn", "Say so"),
+        ("/reviews/next?queue=pools", "label", "Say so"),
+        ("/pools?filter=free", "label", "Label"),
+        ("/pools?filter=free", "why", "Label"),
+        ("/pools?filter=free", "images", None),
+        ("/library/class?name=ring", "label", "Relabel"),
+        ("/library/class?name=ring", "images", None),
+        ("/versions/2/images?every=1&subject=test", "label", "Relabel"),
+        ("/versions/1", "why", None),
+        ("/library/quarantine?batch=2", "why", None),
+    ],
+)
+def test_enter_presses_what_is_meant(
+    browser: Browser, path: str, field: str, pressed: str | None
+) -> None:
+    """What was typed is what is sent; of a reason, a tick or a choice alone nothing follows."""
+    from selenium.webdriver import Keys
+
+    browser.open(path)
+    browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    for box in browser.all(".grid input[type=checkbox]:not(:disabled)")[:1]:
+        box.click()
+    found = browser.one(f"form[method=post] [name={field}]")
+    browser.run(
+        """
+        arguments[0].form.addEventListener("submit", (one) => {
+            one.preventDefault();
+            document.body.dataset.pressed = one.submitter.textContent;
+        })
+        """,
+        found,
+    )
+    typed = found.get_attribute("type") == "text"
+    found.send_keys(*(["okapi"] if typed else []), Keys.ENTER)
+    assert browser.run("return document.body.dataset.pressed") == pressed
+
+
+def test_a_class_that_was_typed_is_what_is_kept(world: World, browser: Browser) -> None:
+    """Enter after a name keeps that name, in a review as in a pool; after a note it keeps none."""
+    from selenium.webdriver import Keys
+
+    browser.open("/reviews/next?queue=confidence")
+    answered = browser.one(".answers button").get_attribute("value")
+    browser.one("input[name=note]").send_keys("a riddle", Keys.ENTER)
+    assert browser.until_said().startswith("say right, wrong, bad image or cannot tell")
+    browser.open("/reviews/next?queue=confidence")
+    meant = "square" if answered != "square" else "circle"
+    browser.one("input[name=label]").send_keys(meant, Keys.ENTER)
+    assert browser.until_said().startswith(f"Kept: wrong, {meant}")
+    untouched = """
+        SELECT sha256 FROM pool_objects WHERE problem IS NULL
+        AND sha256 NOT IN (SELECT sha256 FROM pool_acts) LIMIT 1
+    """
+    digest = world.ask(untouched)[0][0]
+    browser.open("/pools?filter=free")
+    box = browser.one(f".grid input[value^='{digest}']")
+    offered = box.get_attribute("value").split()[1]
+    browser.run("arguments[0].click()", box)
+    meant = "square" if offered != "square" else "circle"
+    browser.one(".acts input[name=label]").send_keys(meant, Keys.ENTER)
+    assert browser.until_said() == "1 picture labelled."
+    kept = "SELECT act, class_name FROM pool_acts WHERE sha256 = :digest"
+    assert world.ask(kept, digest=digest) == [("label", meant)]
+
+
 def test_a_person_rolls_back_and_approves(
     world: World, service: Service, browser: Browser
 ) -> None:
@@ -499,6 +595,194 @@ def test_forms_of_other_sites_do_nothing(
     assert world.ask("SELECT count(*) FROM rejections") == before
 
 
+@pytest.mark.parametrize(
+    ("path", "changed", "says"),
+    [
+        ("/reviews", {"named": "ring", "label": "okapi"}, "was typed and"),
+        ("/reviews", {"verdict": "right", "named": "", "label": "okapi"}, "was typed and"),
+        ("/reviews", {"verdict": "bad image", "named": "", "label": "okapi"}, "was typed and"),
+        ("/pools/act", {"act": "confirm"}, "another button pressed"),
+        ("/pools/act", {"act": "remove"}, "another button pressed"),
+        ("/library/act", {"act": "keep"}, "another button pressed"),
+        ("/library/batch", {"act": ""}, "act"),
+        ("/versions/1/decide", {"act": ""}, "act"),
+    ],
+)
+def test_a_form_that_contradicts_itself_is_refused(
+    world: World, service: Service, path: str, changed: dict[str, str], says: str
+) -> None:
+    """Pressed and typed must be the same; without a button that was pressed nothing is decided."""
+
+    def written() -> list[tuple[int, ...]]:
+        return world.ask(f"SELECT {', '.join(f'(SELECT count(*) FROM {one})' for one in WRITTEN)}")  # noqa: S608
+
+    before = written()
+    digest = world.ask("SELECT sha256 FROM pool_objects WHERE problem IS NULL LIMIT 1")[0][0]
+    if path == "/library/act":
+        digest = world.ask("SELECT sha256 FROM images WHERE withdrawn_at IS NULL LIMIT 1")[0][0]
+    form = FORMS["/versions/{version_id}/decide" if path.endswith("decide") else path] | changed
+    form |= {name: word.replace("0" * 64, digest) for name, word in form.items()}
+    form = {name: word for name, word in form.items() if word}
+    answer = service.client.post(path, data=form, headers=BROWSER_SAYS)
+    assert (answer.status_code, says in answer.text) == (422, True), answer.text
+    assert written() == before
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_text_that_postgres_cannot_keep_is_refused(service: Service, path: str) -> None:
+    """A NUL or half a surrogate pair in any field of any form is told in one sentence."""
+    posted = {
+        route.path for route in service.app.routes
+        if isinstance(route, Page) and "POST" in (route.methods or ())
+    }  # fmt: skip
+    assert posted == set(FORMS)
+    address = path.format(version_id=1)
+    for field in FORMS[path]:
+        form = {name: word for name, word in FORMS[path].items() if word or name == field}
+        answer = service.client.post(address, data=form | {field: "a\0b"}, headers=BROWSER_SAYS)
+        assert (answer.status_code, "holds a NUL character" in answer.text) == (422, True), field
+        parts = "".join(
+            f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
+            + ("a\\ud800b" if name == field else word) + "\r\n"
+            for name, word in form.items()
+        )  # fmt: skip
+        kind = "multipart/form-data; boundary=x; charset=raw_unicode_escape"
+        answer = service.client.post(
+            address, content=f"{parts}--x--\r\n", headers={**BROWSER_SAYS, "Content-Type": kind}
+        )
+        assert (answer.status_code, "half a surrogate pair" in answer.text) == (422, True), field
+    unnamed = {"Cookie": "regraft_person=a%00b"}
+    assert "Say who you are" in service.client.get("/reviews/next", headers=unnamed).text
+
+
+def test_an_original_is_shown_as_what_it_begins_as(world: World, service: Service) -> None:
+    """However large it says that it is, and whatever follows; what is no picture is refused."""
+    two = pictures.encode(
+        pictures.photograph(1), "MPO", save_all=True, append_images=[pictures.photograph(2)]
+    )
+    huge = pictures.png_of_size(20000, 20000, whole=False)
+    cases = (
+        (two, 200, "image/jpeg"), (huge, 200, "image/png"),
+        (b"<script>alert(1)</script>", 422, "text/html; charset=utf-8"),
+    )  # fmt: skip
+    for body, status, kind in cases:
+        digest = hashlib.sha256(body).hexdigest()
+        world.storage.write(f"odd/{digest}", body)
+        (listed,) = world.storage.list(f"odd/{digest}")
+        world.act(
+            worlds.FREE,
+            """
+            INSERT INTO pool_objects (pool_id, key, etag, size, sha256)
+            SELECT min(id), :key, :etag, :size, :digest FROM pools
+            """,
+            key=listed.key, etag=listed.etag, size=listed.size, digest=digest,
+        )  # fmt: skip
+        try:
+            answer = service.client.get(f"/pictures/{digest}/original")
+        finally:
+            world.act(worlds.FREE, "DELETE FROM pool_objects WHERE key LIKE 'odd/%'")
+        assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
+        assert (answer.content == body) is (status == 200)
+
+
+def test_what_is_learned_is_told_as_it_is(world: World, service: Service) -> None:
+    """The next night learns a picture once; said again, nothing is to come."""
+    kept = "SELECT id, sha256 FROM transactions WHERE image_key IS NOT NULL ORDER BY at LIMIT 1"
+    transaction, digest = world.ask(kept)[0]
+    said = {"queue": "confidence", "transaction": transaction, "label": "ring", "learn": "1",
+            "by": "Bea"}  # fmt: skip
+    for words in ("the next night learns it", "it was learned before"):
+        answer = service.client.post("/reviews", data=said, headers=BROWSER_SAYS)
+        assert answer.status_code == 303, answer.text
+        assert words in unquote(answer.headers["set-cookie"])
+    assert world.ask("SELECT act FROM pool_acts WHERE sha256 = :digest", digest=digest) == [
+        ("label",)
+    ]
+
+
+def test_a_map_that_is_not_kept_is_one_link_away(service: Service) -> None:
+    """Of each answered image without one; the link makes it."""
+    page = service.client.get("/versions/2/images?every=1&again=1")
+    links = re.findall(r'<a href="(/pictures/\w+/map[^"]+)">where it looked</a>', page.text)
+    assert links
+    made = service.client.get(html.unescape(links[0]))
+    assert (made.status_code, made.headers["content-type"]) == (200, "image/jpeg")
+
+
+def test_runs_link_to_prefect_where_it_runs(
+    service: Service, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a variable too; and a page that is looked at starts nothing."""
+    address = os.environ["PREFECT_API_URL"].removesuffix("/api")
+    monkeypatch.delenv("PREFECT_API_URL")
+    for name in [one for one in os.environ if one.startswith("REGRAFT_")]:
+        monkeypatch.delenv(name)
+    try:
+        for folder, known in ((tmp_path / "none", None), (state_dir, address)):
+            monkeypatch.setenv("REGRAFT_STATE_DIR", str(folder))
+            runs._found.cache_clear()
+            assert runs.prefect_address() == known
+        assert not (tmp_path / "none").exists()
+        assert f'href="{address}/runs/flow-run/' in service.client.get("/runs").text
+    finally:
+        runs._found.cache_clear()
+
+
+def test_the_api_is_described_on_a_page_of_ours(service: Service) -> None:
+    """Each operation with a line that asks it; nothing comes from elsewhere."""
+    page = service.client.get("/docs")
+    told = html.unescape(page.text)
+    paths = service.client.get("/openapi.json").json()["paths"]
+    assert "/v1/predictions" in paths
+    for path, methods in paths.items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in told
+    assert f"@picture.jpg http://127.0.0.1:{service.port}/v1/predictions" in told
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(r'(src|href)="(https?:)?//', page.text)
+    assert service.client.get("/redoc").status_code == 404
+
+
+def test_a_key_of_another_service_keeps_nobody_out(service: Service) -> None:
+    """Cookies reach every port of a machine: on the loopback, one that is unknown says nothing."""
+    strange = {"Cookie": "regraft_key=regraft_other; regraft_person=Ann", **BROWSER_SAYS}
+    assert "You are <a" in service.client.get("/", headers=strange).text
+    named = service.client.post("/you", data={"by": "Ann"}, headers=strange)
+    assert named.status_code == 303
+    assert "Secure" not in named.headers["set-cookie"]
+    passed_on = {**strange, "X-Forwarded-For": "10.0.0.9"}
+    assert service.client.get("/", headers=passed_on).status_code == 401
+
+
+def test_a_key_goes_out_encrypted_and_can_be_changed(world: World, browser: Browser) -> None:
+    """Where keys are wanted its cookie is Secure; whoever has the wrong one may lay it down."""
+    from selenium.webdriver import Keys
+
+    with world.transaction() as session:
+        narrow, wide = (keys.make(session, f"{scope} alone", [scope], "a test")
+                        for scope in ("predict", "review"))  # fmt: skip
+    with serving(Rules(loopback=False), None, DECISIONS) as found:
+        signed = found.client.post("/sign-in", data={"key": wide}, headers=BROWSER_SAYS)
+        assert signed.status_code == 303
+        cookies = signed.headers.get_list("set-cookie")
+        assert len(cookies) == 2
+        assert all("; Secure" in one for one in cookies)
+        for key, status in ((narrow, 403), ("regraft_unknown", 401)):
+            refused = found.client.get("/", headers={"Cookie": f"regraft_key={key}"})
+            assert refused.status_code == status
+            assert 'action="/sign-in"' in refused.text
+            assert 'action="/sign-out"' in refused.text
+        assert found.client.get("/docs").status_code == 200
+        assert found.client.get("/openapi.json").status_code == 200
+        assert 'action="/sign-out"' not in found.client.get("/").text
+        here = Browser(browser.driver, f"http://127.0.0.1:{found.port}")
+        for key, says in ((narrow, "and this page needs"), (wide, "You came with the key")):
+            here.open("/")
+            here.one("input[name=key]").send_keys(key, Keys.ENTER)
+            here.until_it_reads(says)
+            assert here.faults() == []
+
+
 def test_a_form_wants_a_name(service: Service) -> None:
     """Nobody in particular can do nothing; a name that was given once is remembered."""
     with httpx.Client(base_url=service.client.base_url, headers=BROWSER_SAYS) as client:
@@ -517,7 +801,7 @@ def test_elsewhere_a_key_opens_the_pages(world: World) -> None:
     """No page without one; who may review decides nothing; its name signs what is done."""
     with world.transaction() as session:
         reviewer = keys.make(session, "Rita", ["review"], "a test")
-    with serving(Rules(loopback=False), None, DECISIONS) as found:
+    with serving(Rules(loopback=False, plain_http=True), None, DECISIONS) as found:
         base = f"http://127.0.0.1:{found.port}"
         with httpx.Client(base_url=base, headers=BROWSER_SAYS) as client:
             closed = client.get("/")

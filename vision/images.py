@@ -297,33 +297,48 @@ def too_large(size: int) -> str | None:
     return f"{size / 1e6:.0f} MB: at most {largest:.0f} MB are decoded; make it smaller"
 
 
-def _open(body: bytes) -> ImageFile.ImageFile:
-    """Read the header, and refuse by it what must not be decoded."""
+def kind(body: bytes) -> str:
+    """The one of FORMATS that these bytes begin as; whether they are whole, decoding tells.
+
+    Raises BadImage for what begins as none of them.
+    """
     if not body:
         raise BadImage("the object is empty (0 bytes)")
+    if body.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
+        return "WEBP"
+    if body.startswith(b"BM"):
+        return "BMP"
+    raise BadImage(f"not JPEG, PNG, WEBP or BMP{_lookalike(body)}: convert it")
+
+
+def _open(body: bytes) -> ImageFile.ImageFile:
+    """Read the header, and refuse by it what must not be decoded."""
     if problem := too_large(len(body)):
         raise BadImage(problem)
+    name = kind(body)
     _silence_remarks_on_metadata()
     plugin: type[ImageFile.ImageFile]
     # A zip archive may hide behind the end of a picture. Only pixels are taken and no byte is ever
     # run or handed on as a file to be opened, so such a polyglot is a picture like any other.
-    if body.startswith(b"\xff\xd8\xff"):
-        name, plugin = "JPEG", JpegImageFile
+    if name == "JPEG":
+        plugin = JpegImageFile
         # The class itself, not Image.open: the latter turns phone photographs that carry a preview
         # or a gain map into an 'MPO' of several frames.
         if body.count(b"\xff\xda") > MOST_SCANS:
             raise BadImage(f"JPEG of more than {MOST_SCANS} scans: save it anew", name)
-    elif body.startswith(b"\x89PNG\r\n\x1a\n"):
-        name, plugin = "PNG", PngImageFile
+    elif name == "PNG":
+        plugin = PngImageFile
         _check_png(body)
-    elif body[:4] == b"RIFF" and body[8:12] == b"WEBP":
-        name, plugin = "WEBP", WebPImageFile
+    elif name == "WEBP":
+        plugin = WebPImageFile
         # Its decoder takes memory for the whole canvas as soon as it is made.
         _check_pixels(name, _webp_size(body))
-    elif body.startswith(b"BM"):
-        name, plugin = "BMP", BmpImageFile
     else:
-        raise BadImage(f"not JPEG, PNG, WEBP or BMP{_lookalike(body)}: convert it")
+        plugin = BmpImageFile
     with _decoder_errors(name, None):
         picture: ImageFile.ImageFile = plugin(BytesIO(body))
     _check_pixels(name, picture.size)

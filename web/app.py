@@ -18,6 +18,7 @@ from web.metrics import Counted, Metrics
 from web.pages import (
     frame,
     library,
+    operations,
     origins,
     overview,
     person,
@@ -35,7 +36,10 @@ from web.transaction_log import TransactionLog
 ABOUT = "Ask the image classifier that serves, and look at how it does."
 
 
-PAGES = (overview, versions, origins, use, library, pools, review_pages, runs, person, pictures)
+PAGES = (
+    overview, versions, origins, use, library, pools, review_pages, runs, operations, person,
+    pictures,
+)  # fmt: skip
 
 
 def create_app(
@@ -65,8 +69,11 @@ def create_app(
             if deciding is not None:
                 await asyncio.to_thread(deciding.close)
 
-    app = FastAPI(title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive)
-    app.state.access, app.state.metrics = access, metrics
+    app = FastAPI(
+        title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive,
+        docs_url=None, redoc_url=None,  # they run scripts from elsewhere: /docs is a page of ours
+    )  # fmt: skip
+    app.state.rules, app.state.access, app.state.metrics = rules, access, metrics
     app.state.decisions, app.state.deciding = decisions, deciding
     app.include_router(health.router)
     app.include_router(predictions.router)

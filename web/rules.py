@@ -11,7 +11,8 @@ from vision.scores import PRECISION
 class Rules:
     """Bounds of one service.
 
-    loopback: it listens on the loopback alone and wants no key there. precision: the one wished of
+    loopback: it listens on the loopback alone and wants no key there. plain_http: browsers keep
+    keys although nothing encrypts them on their way. precision: the one wished of
     the threshold that says whether an answer may be shown. prefixes: where the objects lie that a
     client may name.
 
@@ -22,6 +23,7 @@ class Rules:
     """
 
     loopback: bool = True
+    plain_http: bool = False
     precision: float = PRECISION
     prefixes: tuple[str, ...] = ("pools/",)
     most_bytes: int = 32_000_000

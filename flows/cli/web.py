@@ -41,9 +41,12 @@ def web(
     precision: Annotated[float, typer.Option(
         help="The precision wished of the threshold that says what to show.", min=0.001, max=1)
     ] = 0.95,
-    log: Annotated[bool, typer.Option(help="Whether answers are logged.")] = True,
     keys: Annotated[bool, typer.Option(
         "--keys", help="Want a key on the loopback, too: behind a proxy on this machine.")] = False,
+    plain_http: Annotated[bool, typer.Option("--plain-http",
+        help="Let browsers keep keys although nothing encrypts them on their way: for a network "
+             "that you trust, where no proxy with TLS stands before the service.")] = False,
+    log: Annotated[bool, typer.Option(help="Whether answers are logged.")] = True,
 ) -> None:  # fmt: skip
     """Serve the champion, its log, reviews and history until it is stopped.
 
@@ -68,7 +71,7 @@ def web(
 
         serving.prepare(champion.version_id)  # for one that was deployed before files were kept
     rules = Rules(
-        loopback=is_loopback(host) and not keys, precision=precision,
+        loopback=is_loopback(host) and not keys, plain_http=plain_http, precision=precision,
         prefixes=tuple(prefix or ("pools/",)),
     )  # fmt: skip
     say(f"http://{host}:{port}" + ("" if rules.loopback else ": every request needs a key, "

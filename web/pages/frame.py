@@ -29,6 +29,7 @@ from records.keys import LOCAL
 from web import errors
 from web.access import Access, Client
 from web.decisions import Came, Deciding, Judging
+from web.rules import Rules
 
 HERE = Path(__file__).parent.parent
 KEY, PERSON, SAID = "regraft_key", "regraft_person", "regraft_said"  # names of cookies
@@ -51,6 +52,10 @@ HEADERS = {
 
 class BadForm(ValueError):
     """A form that was not sent as our pages send it; the message says the mend."""
+
+
+class TooNarrow(HTTPException):
+    """A key that may do something, and not this."""
 
 
 # --- templates ------------------------------------------------------------------------------
@@ -175,13 +180,47 @@ def client_of(request: Request, *scopes: str) -> Client:
     """Who looks: by a key in the header or in the cookie; raises HTTPException 401 and 403."""
     access: Access = request.app.state.access
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    shown_key = secret.strip() if kind.lower() == "bearer" else request.cookies.get(KEY)
-    found = access.client(request, shown_key or None)
+    if kind.lower() == "bearer":
+        found = access.client(request, secret.strip() or None)
+    else:
+        found = _by_cookie(request)
     if not set(scopes or READING) & set(found.scopes):
         wanted = " or ".join(scopes or READING)
-        raise HTTPException(403, f"key {found.name!r} may {' and '.join(found.scopes)}, and this "
-                                 f"page needs {wanted}: sign in with another key")  # fmt: skip
+        raise TooNarrow(403, f"key {found.name!r} may {' and '.join(found.scopes)}, and this "
+                             f"page needs {wanted}: sign in with another key")  # fmt: skip
     return found
+
+
+def _by_cookie(request: Request) -> Client:
+    access: Access = request.app.state.access
+    key = request.cookies.get(KEY) or None
+    try:
+        return access.client(request, key)
+    except HTTPException:
+        # Browsers send a cookie to every port of a machine: this one is another service's, and
+        # whoever is here needs none.
+        if key is None or not rules_of(request).loopback:
+            raise
+        return access.client(request, None)
+
+
+def rules_of(request: Request) -> Rules:
+    """By which rules this service serves."""
+    found: Rules = request.app.state.rules
+    return found
+
+
+def keep(request: Request, response: Response, name: str, value: str, seconds: int) -> None:
+    """Set a cookie that no script can read; where keys are wanted, none goes out unencrypted."""
+    response.set_cookie(
+        name, value, max_age=seconds, httponly=True, samesite="lax", secure=encrypted(request)
+    )
+
+
+def encrypted(request: Request) -> bool:
+    """Whether browsers reach this service by HTTPS; the proxy that sees to it is not asked."""
+    rules = rules_of(request)
+    return not (rules.loopback or rules.plain_http)
 
 
 def _reader(request: Request) -> Client:
@@ -194,7 +233,10 @@ def person_of(request: Request) -> str:
         client = client_of(request, "predict", "review", "admin")
     except HTTPException:
         return ""
-    return unquote(request.cookies.get(PERSON, "")) if client.name == LOCAL else client.name
+    if client.name != LOCAL:
+        return client.name
+    name = unquote(request.cookies.get(PERSON, ""))
+    return "" if classes.person_problem(name) else name  # whatever has put it there
 
 
 def refuse_strangers(request: Request) -> None:
@@ -242,13 +284,10 @@ def done(request: Request, sentence: str, to: str) -> Response:
     if not to.startswith("/") or to.startswith(("//", "/\\")):
         to = "/"
     response = RedirectResponse(to, 303, HEADERS)
-    cookie = functools.partial(
-        response.set_cookie, httponly=True, samesite="lax", secure=request.url.scheme == "https"
-    )
     if sentence:
-        cookie(SAID, quote(sentence[:500]), max_age=60)
+        keep(request, response, SAID, quote(sentence[:500]), 60)
     if person := getattr(request.state, "person", None):
-        cookie(PERSON, quote(person), max_age=YEAR)
+        keep(request, response, PERSON, quote(person), YEAR)
     return response
 
 
@@ -266,6 +305,7 @@ class Page(APIRoute):
 
         async def answer(request: Request) -> Response:
             try:
+                await _refuse_unwritable(request)
                 return await handler(request)
             except ClientDisconnect:
                 raise
@@ -274,6 +314,17 @@ class Page(APIRoute):
                 return _problem(request, status, sentence, error)
 
         return answer
+
+
+async def _refuse_unwritable(request: Request) -> None:
+    """Raise `BadForm` for text in an address or a form that Postgres could not keep."""
+    given = request.query_params.multi_items()
+    if request.method == "POST":
+        given += [(name, word) for name, word in (await request.form()).multi_items()
+                  if isinstance(word, str)]  # fmt: skip
+    for name, word in given:
+        if problem := classes.unwritable(name) or classes.unwritable(word):
+            raise BadForm(f"{name[:60]!r} {problem}: write it anew")
 
 
 def in_words(request: Request, error: Exception) -> tuple[int, str]:
@@ -309,12 +360,13 @@ def answer_strays(app: FastAPI) -> None:
 
 
 def _problem(request: Request, status: int, sentence: str, error: Exception) -> Response:
-    wanting_key = status == 401
+    wanting_key = status == 401 or isinstance(error, TooNarrow)
     if isinstance(error, RequestValidationError):
         sentence = f"this page was asked wrongly: {sentence}"
     return shown(
         request, "problem.html",
         {"status": status, "sentence": sentence, "wanting_key": wanting_key,
+         "has_key": KEY in request.cookies,
          "to": request.url.path if request.method == "GET" else "/",
          "back": _back(request)},
         status,

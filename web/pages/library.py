@@ -185,6 +185,11 @@ def act(
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
 ) -> Response:
     """Remove, restore, relabel, keep or drop images of the library; all of them or none."""
+    if label.strip() and act != "relabel":
+        raise BadCorrection(
+            f"the class {label.strip()!r} was typed and another button pressed: press `Relabel`, "
+            "or empty the field"
+        )
     if act == "relabel":
         if not label.strip():
             raise BadCorrection("say what they are: the name of a class")

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
-from records import classes
 from records.keys import LOCAL
 from web.access import Access
 from web.pages import frame
@@ -47,15 +46,10 @@ def sign_in(
 ) -> Response:
     """Keep a key in a cookie that no script can read, if it counts."""
     frame.refuse_strangers(request)
-    if classes.unwritable(key):
-        raise HTTPException(401, "this is no key: it begins with regraft_")
     access: Access = request.app.state.access
     client = access.client(request, key.strip())
     response = done(request, f"You came with the key {client.name}.", to)
-    response.set_cookie(
-        frame.KEY, key.strip(), max_age=frame.YEAR, httponly=True, samesite="lax",
-        secure=request.url.scheme == "https",
-    )
+    frame.keep(request, response, frame.KEY, key.strip(), frame.YEAR)
     return response
 
 

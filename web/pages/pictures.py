@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable
-from io import BytesIO
 from typing import Annotated, Literal
 
 from fastapi import Path, Query, Request, Response
-from PIL import Image
 
 from infra import database, storage
 from infra.storage import Gone
@@ -59,8 +57,7 @@ def original(
 
     def made() -> tuple[bytes, str]:
         body = _body(sha256, transaction)
-        with Image.open(BytesIO(body), formats=["JPEG", "PNG", "WEBP", "BMP"]) as picture:
-            return body, Image.MIME[picture.format or "JPEG"]
+        return body, f"image/{images.kind(body).lower()}"
 
     return _known_or(request, sha256, made)
 

@@ -156,6 +156,11 @@ def act(
 
     images: each `digest offered`, what it was shown for after a space.
     """
+    if label.strip() and act != "label":
+        raise BadLabels(
+            f"the class {label.strip()!r} was typed and another button pressed: press `Label`, or "
+            "empty the field"
+        )
     wishes = [_wish(one, act, label, version) for one in images]
     reason = why.strip() or None
     if act in ("confirm", "label"):

@@ -98,10 +98,13 @@ def say(
 
     label: as typed; named: an answer that was pressed.
     """
+    typed, pressed = label.strip(), named.strip() or verdict
+    if typed and pressed not in ("", "wrong", typed):
+        raise BadReview(
+            f"{typed!r} was typed and {pressed!r} was pressed: empty the field, or press `Say so`"
+        )
     answered = _answered(session, transaction, version, image)
-    called = (named or label).strip() or None
-    if verdict in reviews.UNTOLD or verdict == "right":
-        called = None
+    called = named.strip() or typed or None
     new = (called,) if make and called else ()
     stream = "random" if queue == "random" else "doubt"
     said = reviews.say(
@@ -112,8 +115,8 @@ def say(
         if said.label is None:
             raise BadReview("nothing can be learned without a label: name the class")
         read = kept.read(answered) if answered.subject == "transaction" else None
-        reviews.into_library(session, answered, read, by, said.label, note or None, new)
-        told += "; it trains with the next night"
+        came = reviews.into_library(session, answered, read, by, said.label, note or None, new)
+        told += "; the next night learns it" if came.changed else "; it was learned before"
     return done(request, f"{told}.", to)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from datetime import UTC, datetime
 from typing import Annotated
@@ -10,12 +11,14 @@ from typing import Annotated
 from fastapi import Path, Request, Response
 
 from infra import embedded, settings
+from infra.embedded import EmbeddedError
 from records import runs
 from records.runs import RunRow
 from web.database import Session
 from web.pages.frame import Reader, pages, shown
 
 router = pages()
+log = logging.getLogger("regraft.web")
 
 MOST = 100
 
@@ -58,5 +61,10 @@ def prefect_address() -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _found(_: int) -> str | None:
-    api = embedded.addresses(settings.load()).prefect_api_url
-    return api.removesuffix("/").removesuffix("/api") if api else None
+    try:
+        states = embedded.running(settings.load())  # a page that is looked at starts nothing
+    except EmbeddedError as problem:  # the state folder of another user, say
+        log.warning("where Prefect is cannot be told: %s", problem)
+        return None
+    (prefect,) = (one for one in states if one.name == "prefect")
+    return prefect.address.removesuffix("/").removesuffix("/api") if prefect.running else None

@@ -55,6 +55,7 @@ for (const form of document.querySelectorAll("form[data-grid]")) {
   form.addEventListener("keydown", (event) => {
     const box = event.target;
     if (!boxes.includes(box)) return;
+    if (event.key === "Enter") event.preventDefault(); // it would press the first button
     const place = boxes.indexOf(box);
     const next = {
       ArrowRight: boxes[place + 1],
