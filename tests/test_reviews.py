@@ -445,6 +445,9 @@ def test_verbs_do_what_the_acts_do(
     terminal("review", "say", str(rows[0].id), "right", "--by", "Zoë")
     assert "Zoë: right" in terminal("review", "disagreements")
     assert "0.0% of the answers are right" in terminal("review", "estimate", "--version", "1")
+    for zone, told in (("+02:00", "0.0% of the answers"), ("", "nothing is known")):
+        since = f"2026-11-20T13:30{zone}"  # it was served at noon, UTC
+        assert told in terminal("review", "estimate", "--since", since)
     assert "random" in terminal("review", "list")
     assert "nothing that version 1 answered is wrong" in terminal("review", "worst", "1")
     key = "labelled/ring/1.png"
