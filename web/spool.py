@@ -272,10 +272,10 @@ class Spool:
             return
         parts = [one.segment for one in claimed]
         joined = Segment(
-            *columns or {()},
-            lines=tuple([line for part in parts for line in part.lines]),
-            images=tuple({image[0]: image for part in parts for image in part.images}.values()),
-            gaps=tuple([gap for part in parts for gap in part.gaps]),
+            next(iter(columns), ()),
+            tuple([line for part in parts for line in part.lines]),
+            tuple({image[0]: image for part in parts for image in part.images}.values()),
+            tuple([gap for part in parts for gap in part.gaps]),
         )
         self._write(joined, joined.packed(), int(claimed[0].path.name.split("-")[0]))
         for one in claimed:
