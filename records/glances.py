@@ -8,6 +8,8 @@ from datetime import date
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from records import transactions
+
 
 @dataclass(frozen=True)
 class Day:
@@ -78,7 +80,8 @@ class Waiting:
 
     refused_version: the newest version, where the gate refused it and nobody has said anything
     since; refused_batch: the newest batch, where it was refused as a whole. quarantined: objects;
-    drawn: transactions of the random stream of which nobody has spoken, counted to `MOST`.
+    drawn: transactions of the random stream whose picture is kept and of which nobody has spoken,
+    counted to `MOST`.
     """
 
     refused_version: int | None
@@ -109,12 +112,13 @@ def waiting(session: Session) -> Waiting:
                    (SELECT count(*) FROM objects WHERE state = 'quarantined' AND gone_at IS NULL),
                    (SELECT count(*) FROM (
                         SELECT 1 FROM transactions t
-                        WHERE t.draw IS NOT NULL AND t.image_key IS NOT NULL AND NOT EXISTS (
+                        WHERE t.draw IS NOT NULL AND t.image_key IS NOT NULL AND t.at >= :since
+                          AND NOT EXISTS (
                             SELECT 1 FROM reviews r
                             WHERE r.transaction_id = t.id AND r.stream = 'random')
                         LIMIT :most) few)
             """
         ),
-        {"most": MOST},
+        {"most": MOST, "since": transactions.images_since(session)},
     ).one()
     return Waiting(*row)

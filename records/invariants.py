@@ -322,6 +322,9 @@ QUERIES = {
         SELECT t.id FROM transactions t WHERE t.request_id IS NOT NULL AND NOT EXISTS (
             SELECT 1 FROM served_requests r WHERE r.at = t.at
               AND r.client = t.client AND r.request_id = t.request_id)
+        -- of what is being dropped names go first
+        AND t.at >= coalesce((SELECT max(transactions_before) FROM log_retentions)::timestamp
+                             AT TIME ZONE 'UTC', '-infinity')
     """,
 }
 

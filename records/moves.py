@@ -84,6 +84,15 @@ def owed(session: Session, after: int, most: int) -> list[Owed]:
     return result
 
 
+def sources(session: Session, begin: str, end: str) -> list[str]:
+    """Keys from `begin` until `end` of objects whose picture an act still has to copy or move."""
+    query = """
+        SELECT DISTINCT o.key FROM pool_moves m JOIN pool_acts a ON a.id = m.act_id
+        JOIN pool_objects o ON o.sha256 = a.sha256 WHERE o.key >= :begin AND o.key < :end
+    """
+    return list(session.scalars(text(query), {"begin": begin, "end": end}))
+
+
 def settled(session: Session, act_ids: Sequence[int]) -> None:
     """Note that these acts owe nothing more."""
     session.execute(

@@ -192,6 +192,22 @@ def record(session: Session, pool_id: int, read: Sequence[ReadObject]) -> None:
     )
 
 
+def lose(session: Session, begin: str, end: str, spared: Collection[str]) -> None:
+    """Write down that the objects with keys from `begin` until `end` are gone, but for a few."""
+    session.execute(
+        text(
+            """
+            UPDATE pool_objects o SET gone_at = now() FROM (
+                SELECT id FROM pool_objects
+                WHERE key >= :begin AND key < :end AND gone_at IS NULL AND key <> ALL(:spared)
+                ORDER BY key, id FOR NO KEY UPDATE) gone
+            WHERE o.id = gone.id
+            """
+        ),
+        {"begin": begin, "end": end, "spared": list(spared)},
+    )
+
+
 def _absent(session: Session, digests: Collection[str]) -> set[str]:
     rows = session.scalars(
         text("SELECT sha256 FROM pool_images WHERE sha256 = ANY(:digests)"),

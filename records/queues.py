@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from records import classes, findings, transactions, versions
 from records.evaluations import newest_benchmark
-from records.reviews import TWICE, is_blind, part
+from records.reviews import TRANSACTION, drawn, is_blind
 from records.snapshots import USABLE
 
 QUEUES = ("random", "confidence", "mistaken", "scarce", "pools")
@@ -95,8 +95,7 @@ def waiting(
         versions.get(session, version_id)
     values = {
         "by": by.strip(), "version": version_id, "class": class_name, "most": most,
-        "since": transactions.images_since(session), "twice": part(TWICE),
-        "looked": LOOKED_AT, "perhaps": PERHAPS,
+        "since": transactions.images_since(session), "looked": LOOKED_AT, "perhaps": PERHAPS,
     }  # fmt: skip
     session.execute(text("SET LOCAL work_mem = '64MB'"))  # to hash what people have spoken of
     found = {
@@ -117,26 +116,11 @@ def _blindfolded(one: Waiting) -> Waiting:
     return replace(one, blind=True, top_labels=None, top_confidences=None)
 
 
-_COLUMNS = "t.id, t.at, t.version_id, t.sha256, t.image_key, t.top_labels, t.top_confidences"
-
 _CHOSEN = """
     t.image_key IS NOT NULL AND t.at >= :since
     AND (CAST(:version AS bigint) IS NULL OR t.version_id = :version)
     AND (CAST(:class AS text) IS NULL OR t.predicted = :class)
 """
-
-# What people have spoken of is hashed once: most of what stands first in an index was reviewed, and
-# would be looked up one by one.
-_RANDOM = f"""
-    WITH spoken AS MATERIALIZED (
-        SELECT transaction_id FROM reviews WHERE stream = 'random' GROUP BY transaction_id
-        HAVING bool_or(reviewed_by = :by) OR min(reviewed_by) <> max(reviewed_by)
-            OR substring(sha256(uuid_send(transaction_id)) FROM 13 FOR 4) >= CAST(:twice AS bytea))
-    SELECT {_COLUMNS} FROM transactions t
-    WHERE t.draw IS NOT NULL AND {_CHOSEN}
-      AND t.id NOT IN (SELECT transaction_id FROM spoken)
-    ORDER BY sha256(uuid_send(t.id)) LIMIT :most
-"""  # noqa: S608  (constants of this module, here and below)
 
 _UNSAID = """
     t.draw IS NULL AND t.id NOT IN (
@@ -144,13 +128,13 @@ _UNSAID = """
 """
 
 _LEAST_SURE = f"""
-    SELECT {_COLUMNS} FROM transactions t WHERE {_CHOSEN} AND {_UNSAID}
+    SELECT {TRANSACTION} FROM transactions t WHERE {_CHOSEN} AND {_UNSAID}
     ORDER BY t.confidence LIMIT :most
 """  # noqa: S608
 
 _RECENT = f"""
     recent AS MATERIALIZED (
-        SELECT {_COLUMNS}, t.predicted, t.confidence FROM transactions t
+        SELECT {TRANSACTION}, t.predicted, t.confidence FROM transactions t
         WHERE {_CHOSEN} AND {_UNSAID} ORDER BY t.at DESC LIMIT :looked)
 """  # noqa: S608
 
@@ -163,7 +147,7 @@ _MISTAKEN = f"""
           AND e.subject IN ('benchmark', 'test', 'validation')
         ORDER BY e.version_id, array_position(ARRAY['benchmark', 'test', 'validation'], e.subject),
                  e.benchmark_version DESC, e.id DESC)
-    SELECT {_COLUMNS}, t.predicted, coalesce((c.correct + 1.0) / (c.predicted + 2), k.accuracy)
+    SELECT {TRANSACTION}, t.predicted, coalesce((c.correct + 1.0) / (c.predicted + 2), k.accuracy)
     FROM recent t LEFT JOIN known k ON k.version_id = t.version_id
     LEFT JOIN evaluation_classes c ON c.evaluation_id = k.id AND c.class_name = t.predicted
     ORDER BY t.confidence * coalesce((c.correct + 1.0) / (c.predicted + 2), k.accuracy, 1), t.id
@@ -189,7 +173,7 @@ _BEST = f"""
 
 _SCARCE = f"""
     WITH {_RECENT}, {_BEST}
-    SELECT {_COLUMNS}, b.today, b.usable FROM best b JOIN recent t USING (id)
+    SELECT {TRANSACTION}, b.today, b.usable FROM best b JOIN recent t USING (id)
     ORDER BY b.usable, b.given DESC, t.id LIMIT :most
 """  # noqa: S608
 
@@ -226,7 +210,7 @@ _POOLS = f"""
 
 
 def _random(session: Session, values: dict[str, Any]) -> list[Waiting]:
-    rows = session.execute(text(_RANDOM), values)
+    rows = drawn(session, values["by"], values["version"], values["most"])
     return [_served("random", row, "drawn by chance") for row in rows]
 
 

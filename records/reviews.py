@@ -10,11 +10,11 @@ import hashlib
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Select, insert, select, text
+from sqlalchemy import Row, Select, insert, select, text
 from sqlalchemy.orm import Session
 
 from records import classes, labels, pools, transactions, versions
@@ -28,6 +28,10 @@ from vision.scores import Difference, Estimate, Sums
 # are asked about. Which they are follows from their numbers.
 BLIND = 0.2
 TWICE = 0.1
+# Verdicts on so many of the first that wait for a person estimate: who could take any drawn one
+# would take easy ones. Two people may have been shown the same one while both looked at it.
+OFFERED = 50
+LOOKING = timedelta(hours=1)
 # Verdicts that tell nothing of the answer.
 UNTOLD = ("bad image", "cannot tell")
 NOTE = 2000  # characters
@@ -214,8 +218,9 @@ def say(
 
     verdict: right, wrong, bad image or cannot tell; a label alone says which of the first two. Who
     was shown the picture blind can name it, and not say whether the answer is right. stream:
-    `random` for what the random stream offered, `doubt` for another queue's. Raises `BadReview`,
-    and `classes.UnknownClass` for a label that `new_classes` does not allow.
+    `random` for what the random stream offers this person now, among the first `OFFERED`; `doubt`
+    for another queue's. Raises `BadReview`, and `classes.UnknownClass` for a label that
+    `new_classes` does not allow.
     """
     if problem := classes.person_problem(by):
         raise BadReview(problem)
@@ -230,6 +235,11 @@ def say(
     known = _last_word(session, answered, person, stream)
     if known is not None and all(getattr(known, name) == said for name, said in facts.items()):
         return Said(known.id, verdict, label, blind, fresh=False)
+    if stream == "random" and known is None and not _is_offered(session, answered, person):
+        raise BadReview(
+            f"{answered.name} is not among the first {OFFERED} that the random queue offers "
+            f"{person} now: say it with the queue that had shown it, or with none"
+        )
     number = session.execute(
         insert(Review)
         .values(
@@ -261,6 +271,50 @@ def _is_blind_in(answered: Answered, stream: str) -> bool:
             f"{answered.name} was not drawn into the random stream: only chance brings one in"
         )
     return is_blind(answered.transaction_id)
+
+
+def _is_offered(session: Session, answered: Answered, person: str) -> bool:
+    first = drawn(session, person, answered.version_id, OFFERED)
+    if any(row.id == answered.transaction_id for row in first):
+        return True
+    shown_too = """
+        SELECT 1 FROM reviews WHERE transaction_id = :id AND stream = 'random'
+          AND reviewed_by <> :by AND reviewed_at > now() - CAST(:looking AS interval) LIMIT 1
+    """
+    values = {"id": answered.transaction_id, "by": person, "looking": LOOKING}
+    return session.execute(text(shown_too), values).first() is not None
+
+
+def drawn(
+    session: Session, by: str, version_id: int | None, most: int
+) -> list[Row[Any]]:
+    """The first transactions of the random stream that this person has not spoken of.
+
+    Those whose picture is kept, in the stream's order; one in ten is asked of two people, all
+    others of one. Columns: `TRANSACTION`.
+    """
+    values = {
+        "by": by, "version": version_id, "most": most, "twice": part(TWICE),
+        "since": transactions.images_since(session),
+    }  # fmt: skip
+    return list(session.execute(text(_DRAWN), values))
+
+
+TRANSACTION = "t.id, t.at, t.version_id, t.sha256, t.image_key, t.top_labels, t.top_confidences"
+
+# What people have spoken of is hashed once: most of what stands first in an index was reviewed, and
+# would be looked up one by one.
+_DRAWN = f"""
+    WITH spoken AS MATERIALIZED (
+        SELECT transaction_id FROM reviews WHERE stream = 'random' GROUP BY transaction_id
+        HAVING bool_or(reviewed_by = :by) OR min(reviewed_by) <> max(reviewed_by)
+            OR substring(sha256(uuid_send(transaction_id)) FROM 13 FOR 4) >= CAST(:twice AS bytea))
+    SELECT {TRANSACTION} FROM transactions t
+    WHERE t.draw IS NOT NULL AND t.image_key IS NOT NULL AND t.at >= :since
+      AND (CAST(:version AS bigint) IS NULL OR t.version_id = :version)
+      AND t.id NOT IN (SELECT transaction_id FROM spoken)
+    ORDER BY sha256(uuid_send(t.id)) LIMIT :most
+"""  # noqa: S608  (constants of this module)
 
 
 def _verdict(
@@ -341,6 +395,8 @@ def into_library(
     if answered.subject == "transaction":
         if read is None or read.problem or read.sha256 != answered.sha256:
             raise BadReview(f"{answered.name}: its picture is not kept as it was served")
+        if answered.transaction_at and answered.transaction_at < transactions.images_since(session):
+            raise BadReview(f"{answered.name}: its picture is too old and is being deleted")
         pools.record(session, pools.enter(session, _pool(session, read.key)), [read])
     wish = Wish(
         answered.name, image=answered.sha256, label=label, version=answered.version_id,
@@ -462,12 +518,13 @@ SUMS = """
 class InUse:
     """How right answers are where they are used, from the random stream alone.
 
-    drawn: transactions that the stream holds of this version and time; reviewed: those that
-    somebody has judged. accuracy: over those that are told right or wrong; bad_images are left out,
-    and with cannot_tell counted as wrong, or as right, it would be at_least and at_most. shown and
-    blind: apart, by whether the person saw the answer; anchoring: shown minus blind, which is how
-    much seeing the answer talks people into it. twice: transactions of which two people spoke;
-    agreed: those of them on which they said the same of right and wrong.
+    drawn: transactions of this version and time that the stream holds, those included that are
+    reviewed and kept no longer; reviewed: those that somebody has judged. accuracy: over those that
+    are told right or wrong; bad_images are left out, and with cannot_tell counted as wrong, or as
+    right, it would be at_least and at_most. shown and blind: apart, by whether the person saw the
+    answer; anchoring: shown minus blind, which is how much seeing the answer talks people into it.
+    twice: transactions of which two people spoke; agreed: those of them on which they said the same
+    of right and wrong.
     """
 
     version_id: int | None
@@ -526,7 +583,13 @@ def in_use(
         AND (CAST(:until AS timestamptz) IS NULL OR at < :until)
     """
     drawn = session.scalar(
-        text(f"SELECT count(*) FROM transactions WHERE draw IS NOT NULL AND {within}"),  # noqa: S608
+        text(
+            f"""
+            SELECT count(*) FROM (
+                SELECT id FROM transactions WHERE draw IS NOT NULL AND {within}
+                UNION SELECT transaction_id FROM random_verdicts WHERE {within}) either
+            """  # noqa: S608  (constants of this module)
+        ),
         values,
     )
     rows = session.execute(

@@ -1554,7 +1554,7 @@ class PredictedDay(Base):
 
 
 class LogGap(Base):
-    """Transactions that were answered and could not be kept: how many, when and why."""
+    """Transactions that could not be kept, or not for the random stream: how many, when and why."""
 
     __tablename__ = "log_gaps"
     __table_args__ = (CheckConstraint("dropped > 0", name="dropped_some"),)

@@ -72,7 +72,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Gap:
-    """Transactions that were answered and could not be kept."""
+    """Transactions that were answered and could not be kept, or not for the random stream."""
 
     began_at: datetime
     ended_at: datetime
@@ -263,8 +263,6 @@ def of_request(session: Session, client: str, request_id: str) -> Served | None:
 def listed(
     session: Session,
     most: int = 50,
-    before: tuple[datetime, uuid.UUID] | None = None,
-    since: datetime | None = None,
     version: int | None = None,
     client: str | None = None,
     predicted: str | None = None,
@@ -272,14 +270,12 @@ def listed(
     kept: bool = False,
     drawn: bool = False,
 ) -> list[Transaction]:
-    """One page of transactions, the newest first.
+    """The newest transactions, the newest first.
 
-    before: time and number of the last one of the page before. below: only confidences under it.
-    kept: only those whose picture is still kept; drawn: only those of the random stream.
+    below: only confidences under it. kept: only those whose picture is still kept; drawn: only
+    those of the random stream.
     """
     conditions = {
-        "(t.at, t.id) < (:at, :id)": before is not None,
-        "t.at >= :since": since is not None,
         "t.version_id = :version": version is not None,
         "t.client = :client": client is not None,
         "t.predicted = :predicted": predicted is not None,
@@ -294,19 +290,11 @@ def listed(
             "ORDER BY t.at DESC, t.id DESC LIMIT :most"
         ),
         {
-            "at": before and before[0], "id": before and before[1], "since": since,
             "version": version, "client": client, "predicted": predicted, "below": below,
             "kept_since": images_since(session) if kept else None, "most": most,
         },
     )  # fmt: skip
     return [_transaction(row) for row in rows]
-
-
-def get(session: Session, transaction_id: uuid.UUID) -> Transaction | None:
-    """One transaction by its number."""
-    statement = f"SELECT {_READ} FROM transactions t WHERE t.id = :id ORDER BY t.at"  # noqa: S608
-    row = session.execute(text(statement), {"id": transaction_id}).first()
-    return _transaction(row) if row else None
 
 
 def _transaction(row: Sequence[object], body_digest: str | None = None) -> Transaction:
@@ -358,23 +346,39 @@ def images_since(session: Session) -> datetime:
 
 
 def retain(session: Session, first: date, images_before: datetime, by: str) -> None:
-    """Keep the months from this one on, drop those before it whole, and write down by whom.
+    """Write down what is kept from now on, and by whom: months from this one, pictures since then.
 
-    first: the first day of a month. The daily counts of what goes stay, and so do reviews. Pictures
-    of before a time count as deleted from now on; whoever calls this deletes them after the commit.
-    Waits at most 3 s for those who read.
+    first: the first day of a month. What is older counts as deleted once this is committed; whoever
+    calls this deletes it then, by `forget_requests` and `drop`.
     """
     session.execute(
         insert(LogRetention).values(
             transactions_before=first, images_before=images_before, done_by=by
         )
     )
-    # Who waits for readers makes everybody wait who comes after.
-    session.execute(text("SET LOCAL lock_timeout = '3s'"))
-    for month in months(session):
-        if month.first < first:
-            session.execute(text(f"DROP TABLE transactions_{month.first:%Y_%m}"))
-    session.execute(
-        text("DELETE FROM served_requests WHERE at < CAST(:first AS timestamp) AT TIME ZONE 'UTC'"),
-        {"first": first},
+
+
+def forget_requests(session: Session, first: date, most: int) -> bool:
+    """Delete so many names of requests of before a month; whether there were any."""
+    gone = session.execute(
+        text(
+            """
+            DELETE FROM served_requests WHERE ctid = ANY(ARRAY(
+                SELECT ctid FROM served_requests
+                WHERE at < CAST(:first AS timestamp) AT TIME ZONE 'UTC' LIMIT :most))
+            RETURNING 1
+            """
+        ),
+        {"first": first, "most": most},
     )
+    return gone.first() is not None
+
+
+def drop(session: Session, month: date) -> None:
+    """Drop a month's transactions; the daily counts of them stay, and so do reviews.
+
+    Nobody reads or writes any until the commit, so nothing else is done before it. Waits at most
+    3 s for those who read: who waits for them makes everybody wait who comes after.
+    """
+    session.execute(text("SET LOCAL lock_timeout = '3s'"))
+    session.execute(text(f"DROP TABLE IF EXISTS transactions_{month:%Y_%m}"))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
 from infra.storage import Gone, Storage
-from records import evaluations, queues, reviews, transactions
+from records import evaluations, glances, queues, reviews, transactions
 from records.classes import UnknownClass
 from records.invariants import broken_rows
 from records.queues import BadQueue, Waiting
@@ -128,6 +128,30 @@ def test_the_random_order_is_fixed_and_one_in_ten_is_asked_twice(library: Databa
         waiting(library, class_name="ring")
 
 
+def test_nobody_picks_from_the_random_stream(library: Database) -> None:
+    """What the queue offers now counts, also of two who looked at it together; nothing further on.
+
+    Nor does what others have spoken of long ago; one's own word may be changed.
+    """
+    reviewed.serve(library, [transaction(number, draw=0.5) for number in range(100)])
+    found = [one.transaction_id for one in waiting(library)]
+    late = found[reviews.OFFERED]
+    with pytest.raises(BadReview, match="say it with the queue that had shown it, or with none"):
+        say(library, late, label="ring", stream="random")
+    assert say(library, found[reviews.OFFERED - 1], label="ring", stream="random").fresh
+    assert say(library, late, label="ring", stream="random").fresh
+    assert say(library, late, label="cross", stream="random").fresh
+    once = next(one for one in found[:40]
+                if sha256(one.bytes).digest()[12:16] >= reviews.part(reviews.TWICE))  # fmt: skip
+    say(library, once, label="ring", stream="random")
+    assert say(library, once, "Zoë", label="ring", stream="random").fresh
+    with library.transaction() as session:
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(text("UPDATE reviews SET reviewed_at = now() - interval '2 hours'"))
+    with pytest.raises(BadReview, match="is not among the first"):
+        say(library, once, "Kim", label="ring", stream="random")
+
+
 def test_whoever_sees_it_blind_names_it_and_anchoring_is_measured(library: Database) -> None:
     """People who say `right` to whatever they are shown are found out by those who cannot."""
     rows = [transaction(number, draw=0.5) for number in range(400)]
@@ -209,6 +233,8 @@ def test_saying_it_twice_is_saying_it_once_and_reviews_outlive_what_they_review(
     with library.transaction() as session:
         december = reviewed.AT.date().replace(month=12, day=1)
         transactions.retain(session, december, reviewed.AT, "Ann")
+        transactions.drop(session, reviewed.AT.date())
+    assert (in_use(library).reviewed, in_use(library).drawn) == (1, 1)
     assert before is not None
     assert in_use(library).accuracy == before
     with pytest.raises(UnknownAnswer, match="there is no transaction"):
@@ -356,8 +382,11 @@ def test_what_retention_took_the_picture_of_is_offered_no_more(library: Database
     with library.transaction() as session:
         first = reviewed.AT.date().replace(day=1)
         transactions.retain(session, first, reviewed.AT.replace(minute=1), "Ann")
+        assert glances.waiting(session).drawn == 0
     assert waiting(library) == []
     assert [one.transaction_id for one in waiting(library, "confidence")] == [transaction(3).id]
+    with pytest.raises(BadReview, match="is not among the first"):
+        say(library, transaction(1).id, label="ring", stream="random")
 
 
 # --- into the library -----------------------------------------------------------------------
@@ -416,6 +445,9 @@ def test_verbs_do_what_the_acts_do(
     terminal("review", "say", str(rows[0].id), "right", "--by", "Zoë")
     assert "Zoë: right" in terminal("review", "disagreements")
     assert "0.0% of the answers are right" in terminal("review", "estimate", "--version", "1")
+    for zone, told in (("+02:00", "0.0% of the answers"), ("", "nothing is known")):
+        since = f"2026-11-20T13:30{zone}"  # it was served at noon, UTC
+        assert told in terminal("review", "estimate", "--since", since)
     assert "random" in terminal("review", "list")
     assert "nothing that version 1 answered is wrong" in terminal("review", "worst", "1")
     key = "labelled/ring/1.png"

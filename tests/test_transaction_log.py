@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -37,10 +38,11 @@ from tasks import checkpoints
 from tasks.identification import answer, begin, locate
 from vision.network import build, save
 from web.keeping import Keeping
-from web.spool import BadSpool, Segment, Spool
+from web.spool import BadSpool, Segment, Spool, SpoolFull
 from web.transaction_log import OtherRequest, TransactionLog
 
 PATIENCE_SECONDS = 60
+NOWHERE = Database("postgresql://regraft:none@127.0.0.1:1/none")
 LOGS = "SELECT id FROM transactions WHERE client = :client"
 
 
@@ -229,6 +231,51 @@ def test_a_named_request_comes_in_whole(
     world.check()
 
 
+def order(rows: int, name: str = "order 6") -> list[Transaction]:
+    """The rows of a request that its client named, of so many pictures."""
+    return [
+        row(place, at=AT, id=new_id(AT, "shop", name, place), ordinal=place, request_id=name,
+            body_digest="d" * 64)
+        for place in range(rows)
+    ]  # fmt: skip
+
+
+def test_a_named_request_is_never_torn_apart(
+    database: Database, storage: Storage, world: World, tmp_path: Path
+) -> None:
+    """Where a file ends, or Postgres refuses one of its rows: another process would find a part."""
+    with logging(NOWHERE, storage, tmp_path) as log:
+        rows = [*(row(number) for number in range(998)), *order(4)]
+        log.put(rows, [None] * len(rows))
+        until(lambda: log.counts.spooled == 1002)
+    files = [path.read_text() for path in tmp_path.glob("rows/*")]
+    assert [file.count("order 6") for file in files if "order 6" in file] == [4]
+    bad = order(4, "order 7")
+    bad[1] = replace(bad[1], top_confidences=(float("nan"), 0.1))
+    with logging(database, storage, tmp_path) as log:
+        log.put([row(2000), *bad, row(2001)], [None] * 6)
+        until(lambda: log.counts.written == 1004)
+        assert log.counts.dropped == 4
+    with logging(database, storage, tmp_path) as log:
+        assert log.answered("shop", "order 7", "d" * 64) is None
+        assert len(log.answered("shop", "order 6", "d" * 64) or ()) == 4
+    world.check()
+
+
+def test_what_is_known_of_requests_is_bounded(storage: Storage, tmp_path: Path) -> None:
+    """Large answers are forgotten sooner: their bytes count, the newest stays."""
+    log = TransactionLog(NOWHERE, storage, tmp_path, NOTHING)
+    names = tuple(map(str, range(100)))
+    answer = [replace(one, top_labels=names, top_confidences=(0.01,) * 100) for one in order(16)]
+    for number in range(600):
+        named = [replace(one, request_id=f"order {number}") for one in answer]
+        log.put(named, [None] * 16)
+    assert log.answered("shop", "order 599", "d" * 64) is not None
+    assert log.answered("shop", "order 0", "d" * 64) is None
+    assert 100 < len(log._known) < 500
+    log.close(patience_seconds=1)
+
+
 # --- Postgres and S3 away -------------------------------------------------------------------
 
 
@@ -409,8 +456,7 @@ def test_a_full_spool_is_told(postgres: Postgres, bucket: Storage, tmp_path: Pat
 
 def test_memory_is_bounded(bucket: Storage, tmp_path: Path) -> None:
     """With no disk to write to and no Postgres, a flood of rows and pictures takes little."""
-    nowhere = Database("postgresql://regraft:none@127.0.0.1:1/none")
-    log = TransactionLog(nowhere, bucket, tmp_path, EVERYTHING, most_waiting=150)
+    log = TransactionLog(NOWHERE, bucket, tmp_path, EVERYTHING, most_waiting=150)
     shutil.rmtree(tmp_path)
     tmp_path.touch()  # a file where the folder was
     tracemalloc.start()
@@ -441,6 +487,24 @@ def test_only_rows_with_pictures_wait_for_s3(
     with logging(database, storage, tmp_path) as log:
         until(lambda: log.counts.written == 2)
         assert log.counts.images_written == 2
+    world.check()
+
+
+def test_a_long_outage_leaves_few_files(
+    database: Database, storage: Storage, world: World, tmp_path: Path
+) -> None:
+    """While nothing can be sent small files are joined, so that they are soon sent then."""
+    spool = Spool(tmp_path / "rows", 1 << 24)
+    rows = [row(number) for number in range(250)]
+    for one in rows:
+        spool.write(Segment(transactions.STAGED, (transactions.line(one),)))
+    with logging(NOWHERE, storage, tmp_path) as log:
+        until(lambda: len(list(tmp_path.glob("rows/*"))) < 100)
+        assert log.counts.spooled == 250
+    with logging(database, storage, tmp_path) as log:
+        until(lambda: log.counts.written == 250)
+    with database.transaction() as session:
+        assert transactions.listed(session, most=999) == rows[::-1]
     world.check()
 
 
@@ -477,6 +541,45 @@ def test_what_postgres_refuses_is_lost_alone(
     world.check()
 
 
+def test_a_fault_ends_no_thread(
+    database: Database, storage: Storage, world: World, tmp_path: Path
+) -> None:
+    """What nobody thought of loses what it came with, which is told, and the next rows come in."""
+    with logging(database, storage, tmp_path) as log:
+        log.put([row(1, client=bytearray(b"no text"))], [None])
+        until(lambda: log.counts.dropped == 1)
+        log.put([row(2)], [None])
+        until(lambda: log.counts.written == 1)
+    world.check()
+
+
+def test_what_leaves_the_random_stream_is_told(
+    database: Database, storage: Storage, world: World, tmp_path: Path
+) -> None:
+    """Pictures without room, and one whose place another has, once however often it is tried."""
+    drawn = Keeping(review_share=1, doubtful_share=0, doubtful_below=0, image_share=0)
+    rows, bodies = zip(*(of_picture(number) for number in range(3)), strict=True)
+    # of each half no file fits, so that rows wait in memory and are tried again
+    with logging(NOWHERE, storage, tmp_path / "none", drawn, most_bytes=4096) as log:
+        log.put(rows, bodies)
+        until(lambda: log.counts.images_dropped)
+        time.sleep(1.5)
+        assert (log.counts.images_dropped, log.counts.waiting) == (3, 3)
+    with logging(database, storage, tmp_path / "little", drawn, most_bytes=8192) as log:
+        log.put(rows[:2], bodies[:2])
+        until(lambda: log.counts.written == 2)
+        assert log.counts.images_dropped == 2
+    storage.write(transactions.image_key(rows[2].at, rows[2].sha256, bodies[2]), b"another")
+    with logging(database, storage, tmp_path / "enough", drawn) as log:
+        log.put(rows[2:], bodies[2:])
+        until(lambda: log.counts.spooled == 0 and log.counts.written == 1)
+    assert log.counts.images_dropped == 1
+    with database.transaction() as session:
+        gaps = transactions.gaps(session)
+        assert transactions.listed(session, drawn=True) == []
+    assert sorted(gap.dropped for gap in gaps if "left the random stream" in gap.why) == [1, 2]
+
+
 def test_a_damaged_segment_is_put_aside(
     database: Database, storage: Storage, world: World, tmp_path: Path
 ) -> None:
@@ -497,6 +600,44 @@ def test_a_damaged_segment_is_put_aside(
     [kept] = tmp_path.glob("rows/*.damaged")
     assert str(kept) in gap.why
     world.check()
+
+
+def test_what_cannot_be_read_holds_nothing_up(tmp_path: Path) -> None:
+    """A damaged segment on a full disk is put aside all the same; others go on meanwhile."""
+    spool = Spool(tmp_path, 1 << 20)
+    lines = [transactions.line(row(number)) for number in range(3)]
+    for line in lines:
+        spool.write(Segment(transactions.STAGED, (line,)))
+    first, second, third = spool.waiting()
+    half = first.read_bytes()[:-20]
+    first.write_bytes(half)
+    second.unlink()
+    second.mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # nobody can write a byte
+    try:
+        with spool.claim(5000, 1 << 20) as claimed:
+            paths = [one.path for one in claimed]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert paths == [first, third]
+    assert first.with_suffix(".damaged").read_bytes() == half
+
+
+def test_a_spool_counts_what_the_disk_gives(tmp_path: Path) -> None:
+    """Whole blocks, however small the files; what was sent counts no more."""
+    spool = Spool(tmp_path, 3 * 4096)
+    segment = Segment(transactions.STAGED, (transactions.line(row(1)),))
+    for _ in range(3):
+        spool.write(segment)
+    with pytest.raises(SpoolFull):
+        spool.write(segment)
+    assert (spool.rows, spool.size) == (3, 3 * 4096)
+    with spool.claim(5000, 1 << 20) as claimed:
+        for one in claimed:
+            one.done()
+    assert (spool.rows, spool.size, list(tmp_path.iterdir())) == (0, 0, [])
+    spool.write(segment)
 
 
 def test_a_spool_that_cannot_be_written_is_refused(storage: Storage, tmp_path: Path) -> None:

@@ -327,7 +327,8 @@ def test_every_answer_is_in_the_log(service: Service, world: World) -> None:
     assert found[:3] == (1, "local", answer["label"])
     assert found[3] == pytest.approx(answer["confidence"], abs=1e-6)
     assert found[4:] == (hashlib.sha256(body).hexdigest(), 320, answer["show"])
-    assert service.figure("regraft_log_dropped") == 0
+    for name in ("dropped", "images_dropped"):
+        assert service.figure(f"regraft_log_{name}") == 0
 
 
 def test_pictures_that_come_together_are_answered_together(service: Service) -> None:

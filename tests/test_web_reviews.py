@@ -21,11 +21,13 @@ from records import evaluations, keys
 from records.evaluations import GradCamRow
 from records.reviews import is_blind
 from records.versions import checkpoint_key
+from tasks import labelling
 from vision import gradcam, images
 from vision.answers import Answers
 from vision.scores import score
 from web import explanations, maps
 from web.app import create_app
+from web.decisions import Decisions
 from web.rules import Rules
 
 NAMES = answering.NAMES
@@ -110,6 +112,27 @@ def test_a_picture_that_was_called_wrong_is_learned(world: World, client: TestCl
         assert done.json()["learned"]["changed"] == 1
         intakes.take_in(database)
         assert intakes.label(database, f"labelled/cross/{row.sha256}.png") == ("cross", "", "train")
+
+
+def test_what_is_learned_is_copied_soon(world: World) -> None:
+    """Over HTTP and on its page: before retention could delete the picture."""
+    decisions = Decisions(*[labelling.follow] * 4)  # type: ignore[list-item]
+    client = TestClient(create_app(decisions=decisions), base_url="http://127.0.0.1")
+    client.cookies.set("regraft_person", "Ann")
+    client.headers["Sec-Fetch-Site"] = "same-origin"  # as a browser says of our own forms
+    for number, address in ((901, "/v1/reviews"), (902, "/reviews")):
+        body = intakes.picture(number, "cross")
+        row = transaction(number, "ring", image=body)
+        with world.database() as database:
+            reviewed.serve(database, [row])
+        world.storage.write(row.image_key or "", body)
+        said = {"transaction": str(row.id), "label": "cross", "queue": "confidence", "learn": True}
+        done = (
+            client.post(address, json=said | {"by": "Ann"}) if address.startswith("/v1")
+            else client.post(address, data=said, follow_redirects=False)
+        )  # fmt: skip
+        assert done.status_code in (201, 303), done.text
+        assert world.storage.read(f"labelled/cross/{row.sha256}.png") == body
 
 
 def test_an_answer_to_a_pool_is_reviewed(world: World, client: TestClient) -> None:
@@ -235,9 +258,17 @@ def test_what_cannot_be_is_refused_in_one_sentence(world: World, client: TestCli
         assert (done.status_code, says in done.json()["detail"]) == (status, True), done.text
     app = create_app(Rules(loopback=False))
     with world.transaction() as session:
-        secrets = [keys.make(session, scope, [scope], "Ann") for scope in ("predict", "review")]
+        secrets = [keys.make(session, scope, [scope], "Ann")
+                   for scope in ("predict", "review", "admin")]  # fmt: skip
         app.state.access.renew(keys.listed(session, revoked=False))
     elsewhere = TestClient(app, base_url="http://example.org")
-    for secret, status in zip((None, *secrets), (401, 403, 200), strict=True):
+    for secret, status in zip((None, *secrets), (401, 403, 200, 200), strict=True):
         bearer = {"Authorization": f"Bearer {secret}"} if secret else {}
         assert elsewhere.get("/v1/reviews/acts", headers=bearer).status_code == status
+    # a key signs with its own name, and with no other
+    for by, status in (({"by": "Ann"}, 422), ({"by": "admin"}, 200), ({}, 200)):
+        done = elsewhere.get("/v1/reviews/next", params=by, headers=bearer)
+        assert done.status_code == status
+    said = {"transaction": nobody, "verdict": "right", "by": "Ann"}
+    done = elsewhere.post("/v1/reviews", json=said, headers=bearer)
+    assert (done.status_code, "leave `by` out" in done.text) == (422, True)

@@ -46,6 +46,8 @@ LOG_FIGURES = {
     "waiting": "Answers that wait in memory.",
     "spooled": "Answers that wait on disk.",
     "dropped": "Answers that were lost.",
+    "repeated": "Answers that were there already: of requests that came or were sent again.",
+    "images_dropped": "Pictures that could not be kept, of answers that came in.",
 }
 
 

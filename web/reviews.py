@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request, Response
 from PIL import Image
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
@@ -46,16 +46,20 @@ Version = Annotated[int, Path(ge=1, le=LARGEST)]
 Key = Annotated[str, AfterValidator(_text), Field(max_length=1024)]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{8,64}$", description="a digest, or its begin")]
 Most = Annotated[int, Query(ge=1, le=500)]
-Reviewer = Annotated[Client, Depends(allowed("review"))]
+Reviewer = Annotated[Client, Depends(allowed("review", "admin"))]
 Queue = Literal["random", "confidence", "mistaken", "scarce", "pools"]
 Subject = Literal["validation", "test", "benchmark", "batch", "library"]
 
 
 def _person(by: str | None, client: Client) -> str:
-    """Who does it: whom the request names, or else whose key it is."""
-    if by is None and client.name == LOCAL:
-        raise BadReview("say who you are: `by`")
-    return by or client.name
+    """Who does it: whose key it is, or on the loopback whom the request names."""
+    if client.name == LOCAL:
+        if by is None:
+            raise BadReview("say who you are: `by`")
+        return by
+    if by is not None and by.strip() != client.name:
+        raise BadReview(f"the key {client.name!r} signs with its own name: leave `by` out")
+    return client.name
 
 
 # --- verdicts -------------------------------------------------------------------------------
@@ -100,7 +104,7 @@ class Verdict(BaseModel):
     label: Word | None = Field(None, description="what the picture shows; alone it says enough")
     note: Prose | None = None
     queue: Queue | None = Field(None, description="which queue had shown it; null: none")
-    by: Word | None = Field(None, description="who says so; the key's name if it is left out")
+    by: Word | None = Field(None, description="who says so, where no key does")
     learn: bool = Field(False, description="let the picture train as what the label says")
     new_classes: list[Word] = Field([], max_length=100, description="classes to make if need be")
 
@@ -127,7 +131,9 @@ def next_in_queue(
 
 
 @router.post("", status_code=201)
-def say(session: Session, client: Reviewer, said: Verdict) -> Written:
+def say(
+    request: Request, session: Session, background: BackgroundTasks, client: Reviewer, said: Verdict
+) -> Written:
     """Write down what a person says of an answer; said again, nothing is written."""
     by = _person(said.by, client)
     answered = _answered(session, said)
@@ -143,6 +149,9 @@ def say(session: Session, client: Reviewer, said: Verdict) -> Written:
         learned = reviews.into_library(
             session, answered, read, by, review.label, said.note, said.new_classes
         )
+        decisions = request.app.state.decisions
+        if decisions is not None:
+            background.add_task(decisions.follow)  # the night does it where nobody does now
     return Written(review=review, learned=learned)
 
 
@@ -283,7 +292,7 @@ class Correction(BaseModel):
     act: Literal["remove", "restore", "relabel", "keep", "drop"]
     images: Annotated[list[Key], Field(min_length=1, max_length=1000)]
     why: Prose
-    by: Word | None = Field(None, description="who does it; the key's name if it is left out")
+    by: Word | None = Field(None, description="who does it, where no key does")
     label: Word | None = Field(None, description="what they are, to relabel them")
     new_classes: list[Word] = Field([], max_length=100)
     version: Number | None = Field(None, description="whose answer had shown them")

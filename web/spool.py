@@ -11,9 +11,10 @@ import fcntl
 import json
 import os
 import secrets
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,9 @@ DAMAGED = ".damaged"
 ABANDONED_SECONDS = 600.0
 # Each is an open file, of which a process has few; after a long outage there are thousands.
 MOST_CLAIMED = 100
+# What this process writes and sends it knows; what others leave it looks for so often.
+LOOK_SECONDS = 10.0
+BLOCK = 4096  # of a disk: what the smallest file takes
 
 
 class BadSpool(RuntimeError):
@@ -87,19 +91,29 @@ class Claimed:
 
     path: Path
     segment: Segment
+    spool: Spool
 
     def done(self) -> None:
         """It is in Postgres, and needed no more."""
         self.path.unlink()
+        self.spool.forget(self.path.name)
 
 
 @dataclass
 class Spool:
-    """A folder of segments, at most so many bytes of them. Safe to share between threads."""
+    """A folder of segments that take so many bytes of the disk at most. Threads may share it.
+
+    size, rows: what the segments take and hold that it knows of. Those of other processes are
+    looked for now and then.
+    """
 
     folder: Path
     most_bytes: int
     size: int = field(default=0, init=False)
+    rows: int = field(default=0, init=False)
+    _sizes: dict[str, int] = field(default_factory=dict, init=False)  # by name, the oldest first
+    _looked_at: float = field(default=0.0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -130,11 +144,14 @@ class Spool:
         A segment that only tells of gaps always finds room.
         """
         pieces = segment.packed()
-        length = sum(map(len, pieces))
-        if segment.lines and self.size + length > self.most_bytes:
+        blocks = -(-sum(map(len, pieces)) // BLOCK)
+        if segment.lines and self.size + blocks * BLOCK > self.most_bytes:
             raise SpoolFull(f"the spool {self.folder} is full ({self.size / 1e6:.0f} MB)")
+        self._write(segment, pieces, time.time_ns())
+
+    def _write(self, segment: Segment, pieces: list[bytes], at: int) -> None:
         # The name tells how many rows are lost if the file is damaged, and sorts by time.
-        name = f"{time.time_ns():020d}-{len(segment.lines)}-{secrets.token_hex(4)}"
+        name = f"{at:020d}-{len(segment.lines)}-{secrets.token_hex(4)}"
         aside = self.folder / f"{name}{ASIDE}"
         try:
             with aside.open("xb") as file:
@@ -143,11 +160,28 @@ class Spool:
                 # From here on it outlives this process, from the next line on the machine.
                 aside.rename(self.folder / f"{name}{ENDING}")
                 os.fsync(file.fileno())
+                taken = _taken(os.fstat(file.fileno()))
             self._sync_names()
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-        self.size += length
+        with self._lock:
+            self._know(f"{name}{ENDING}", taken)
+
+    def _know(self, name: str, taken: int) -> None:
+        """Count a segment; the lock is held."""
+        if name not in self._sizes:
+            self._sizes[name] = taken
+            self.size += taken
+            self.rows += _rows_of(name)
+
+    def forget(self, name: str) -> None:
+        """Count a segment no more, which was sent."""
+        with self._lock:
+            taken = self._sizes.pop(name, None)
+            if taken is not None:
+                self.size -= taken
+                self.rows -= _rows_of(name)
 
     def _sync_names(self) -> None:
         descriptor = os.open(self.folder, os.O_RDONLY)
@@ -158,64 +192,99 @@ class Spool:
 
     def waiting(self) -> list[Path]:
         """The segments that are there, whoever wrote them, the oldest first."""
-        found, size = [], 0
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(ENDING):
-                    try:
-                        size += entry.stat().st_size
-                    except FileNotFoundError:  # sent meanwhile
-                        continue
-                    found.append(Path(entry.path))
-        self.size = size
-        return sorted(found)
+        with self._lock:  # or what is written meanwhile might be forgotten
+            found = {}
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    if entry.name.endswith(ENDING):
+                        try:
+                            found[entry.name] = _taken(entry.stat())
+                        except FileNotFoundError:  # sent meanwhile
+                            continue
+            self._sizes, self.size, self.rows = {}, 0, 0
+            for name in sorted(found):
+                self._know(name, found[name])
+            self._looked_at = time.monotonic()
+        return [self.folder / name for name in self._known()]
 
-    @property
-    def rows(self) -> int:
-        """How many rows wait here; none where the folder is gone."""
-        try:
-            return sum(_rows_of(path.name) for path in self.waiting())
-        except OSError:
-            return 0
+    def _known(self) -> list[str]:
+        with self._lock:
+            return sorted(self._sizes)
 
     @contextmanager
     def claim(self, most_rows: int, most_bytes: int) -> Iterator[list[Claimed]]:
         """Hold the oldest segments that nobody else is sending: so much of them, or one.
 
-        A damaged one is put aside, and comes as a gap in its place.
+        A damaged one is put aside, and comes as a gap in its place; one that cannot be read, or put
+        aside, waits, and holds up no other. Raises OSError where there are only such.
         """
+        if not self._sizes or time.monotonic() - self._looked_at > LOOK_SECONDS:
+            self.waiting()
         claimed: list[Claimed] = []
         rows = size = 0
+        trouble = None
         with ExitStack() as stack:
-            for path in self.waiting():
+            for name in self._known():
                 if len(claimed) == MOST_CLAIMED:
                     break
+                path = self.folder / name
                 try:
                     file = stack.enter_context(path.open("rb"))
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (FileNotFoundError, BlockingIOError):
+                    found = os.fstat(file.fileno())
+                    if found.st_nlink == 0:  # sent while we opened it
+                        raise FileNotFoundError
+                    rows += _rows_of(name)
+                    size += found.st_size
+                    if claimed and (rows > most_rows or size > most_bytes):
+                        break
+                    claimed.append(self._read(path, file.read()))
+                except BlockingIOError:
                     continue
-                found = os.fstat(file.fileno())
-                if found.st_nlink == 0:  # sent while we opened it
-                    continue
-                rows += _rows_of(path.name)
-                size += found.st_size
-                if claimed and (rows > most_rows or size > most_bytes):
-                    break
-                claimed.append(self._read(path, file.read()))
+                except FileNotFoundError:
+                    self.forget(name)
+                except OSError as error:
+                    trouble = error
+            if trouble is not None and not claimed:
+                raise trouble
             yield claimed
 
     def _read(self, path: Path, body: bytes) -> Claimed:
         try:
-            return Claimed(path, Segment.unpacked(body))
+            return Claimed(path, Segment.unpacked(body), self)
         except Damaged as error:
             begun = int(path.name.split("-")[0]) / 1e9
             at = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(begun))
             kept = path.with_suffix(DAMAGED)
-            kept.write_bytes(body)
+            with suppress(FileExistsError):  # it was put aside before, and could not be told
+                os.link(path, kept)  # where the disk is full, nothing can be copied
             why = f"a segment of the spool is damaged: {error}; it is kept as {kept}"
             gap = (at, at, max(1, _rows_of(path.name)), why)
-            return Claimed(path, Segment((), (), gaps=(gap,)))
+            return Claimed(path, Segment((), (), gaps=(gap,)), self)
+
+    def join(self, claimed: Sequence[Claimed]) -> None:
+        """Make one segment of several that are claimed, in their place; raises OSError.
+
+        A kill in between leaves rows twice, which come in once.
+        """
+        columns = {one.segment.columns for one in claimed if one.segment.lines}
+        if len(claimed) < 2 or len(columns) > 1:  # written by programs of two ages
+            return
+        parts = [one.segment for one in claimed]
+        joined = Segment(
+            next(iter(columns), ()),
+            tuple([line for part in parts for line in part.lines]),
+            tuple({image[0]: image for part in parts for image in part.images}.values()),
+            tuple([gap for part in parts for gap in part.gaps]),
+        )
+        self._write(joined, joined.packed(), int(claimed[0].path.name.split("-")[0]))
+        for one in claimed:
+            one.done()
+
+
+def _taken(found: os.stat_result) -> int:
+    """What a file takes of the disk, which goes by whole blocks; not all file systems tell."""
+    return max(found.st_size, found.st_blocks * 512)
 
 
 def _rows_of(name: str) -> int:

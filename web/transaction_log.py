@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +22,12 @@ from pathlib import Path
 from sqlalchemy.exc import DataError, IntegrityError
 
 from infra import database, settings, storage
-from infra.database import Database
+from infra.database import Database, copy_text
 from infra.storage import BadKey, Conflict, Storage
 from records import transactions
 from records.transactions import Gap, Served, Transaction
 from web.keeping import Keeping
-from web.spool import Claimed, Segment, Spool, SpoolFull
+from web.spool import MOST_CLAIMED, Claimed, Segment, Spool, SpoolFull
 
 log = logging.getLogger("regraft")
 
@@ -40,14 +41,19 @@ SEND_ROWS, SEND_BYTES = 5000, 1 << 25
 # threads, which a server with few clients would pay twice a second.
 SEND_SECONDS, FIRST_PAUSE, LONGEST_PAUSE = 2.0, 0.2, 5.0
 UPLOADS = 8
-MOST_KNOWN = 10_000
+# Of named requests: how many, and about how many bytes of what they were answered.
+MOST_KNOWN, MOST_KNOWN_BYTES = 10_000, 1 << 25
+ROW_BYTES, LABEL_BYTES = 1500, 48
 ASK_SECONDS, AWAY_SECONDS = 1.0, 5.0
 # What Postgres will never take, however often it is sent.
 REFUSED = (IntegrityError, DataError)
 CROWDED = "more came in than could be kept"
+UNDRAWN = "pictures could not be kept: these left the random stream"
 
 # a row, and its picture where that is to be kept
 Put = tuple[Transaction, bytes | None]
+Request = tuple[str, str]  # its client, and how that named it
+NULL = copy_text(None)
 
 
 class OtherRequest(ValueError):
@@ -61,7 +67,8 @@ class Counts:
     """What became of the rows that this process was given, and what lies in its folder.
 
     waiting: in memory. spooled: on disk, those of other processes included. repeated: those of
-    requests that were answered before, and those that had come in already.
+    requests that were answered before, and those that had come in already. images_dropped: pictures
+    that could not be kept, of rows that came in.
     """
 
     written: int = 0
@@ -103,7 +110,8 @@ class TransactionLog:
         self._queue: list[Put] = []
         self._image_bytes = 0
         self._losses: dict[str, _Loss] = {}
-        self._known: OrderedDict[tuple[str, str], Served] = OrderedDict()
+        self._known: OrderedDict[Request, Served] = OrderedDict()
+        self._known_bytes = 0
         self._trouble = CROWDED
         self._away_until = 0.0
         self._closing = False
@@ -196,8 +204,10 @@ class TransactionLog:
         for name in requests.keys() - repeated:
             answered = requests[name]
             self._known[name] = Served(answered[0].body_digest or "", tuple(answered))
-        while len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
+            self._known_bytes += _bytes_of(answered)
+        while len(self._known) > MOST_KNOWN or self._known_bytes > MOST_KNOWN_BYTES:
+            _, oldest = self._known.popitem(last=False)
+            self._known_bytes -= _bytes_of(oldest.rows)
         if self._closing:
             self._lose(len(rows), "the server was stopping")
             return
@@ -206,14 +216,21 @@ class TransactionLog:
             return
         size = _image_bytes(rows)
         if self._image_bytes + size > MOST_IMAGE_BYTES:
-            self._count(images_dropped=sum(image is not None for _, image in rows))
-            rows = [(replace(row, image_key=None, draw=None), None) for row, _ in rows]
+            rows = self._without_images(rows)
             size = 0
         was_empty = not self._queue
         self._queue.extend(rows)
         self._image_bytes += size
         if was_empty or len(self._queue) >= BATCH:
             self._changed.notify_all()
+
+    def _without_images(self, rows: Sequence[Put]) -> list[Put]:
+        """Rows whose pictures cannot be kept, which is counted and told; the lock is held."""
+        self._count(images_dropped=sum(image is not None for _, image in rows))
+        if undrawn := sum(row.draw is not None for row, _ in rows):
+            at = datetime.now(UTC)
+            self._add_loss(UNDRAWN, _Loss(at, at, undrawn))
+        return [(replace(row, image_key=None, draw=None), None) for row, _ in rows]
 
     def _lose(self, count: int, why: str) -> None:
         """Count rows that are lost; the lock is held."""
@@ -248,23 +265,34 @@ class TransactionLog:
                 )
                 closing = self._closing
                 rows, self._queue, self._image_bytes = self._queue, [], 0
-            left, trouble = rows, None
-            while left and not trouble:  # a file of all that waited might never find room
-                tried, rest = left[:BATCH], left[BATCH:]
-                refused, trouble = self._spool(tried)
-                left = [*refused, *rest]
-            if trouble and trouble != self._trouble:
-                log.warning("the log waits in memory: %s", trouble)
-            with self._changed:
-                self._trouble = trouble or CROWDED
-                if closing:
-                    self._lose(len(left), self._trouble)
-                else:
-                    self._queue[:0] = left
-                    self._image_bytes += _image_bytes(left)
+            left: list[Put] = []
+            try:
+                left = self._flush(rows, closing)
+            except Exception as error:
+                log.exception("%d transactions were not logged", len(rows))
+                with self._changed:
+                    self._lose(len(rows), f"a fault of the program: {error}")
             self._tell_losses(closing)
             if left and not closing:
                 time.sleep(FLUSH_SECONDS)
+
+    def _flush(self, rows: list[Put], closing: bool) -> list[Put]:
+        """Write rows to the disk; answers those that could not be, which wait in the queue."""
+        left, trouble = rows, None
+        while left and not trouble:  # a file of all that waited might never find room
+            cut = _cut([_request_of(row) for row, _ in left[: 2 * BATCH]], BATCH)
+            refused, trouble = self._spool(left[:cut])
+            left = [*refused, *left[cut:]]
+        if trouble and trouble != self._trouble:
+            log.warning("the log waits in memory: %s", trouble)
+        with self._changed:
+            self._trouble = trouble or CROWDED
+            if closing:
+                self._lose(len(left), self._trouble)
+            else:
+                self._queue[:0] = left
+                self._image_bytes += _image_bytes(left)
+        return left
 
     def _spool(self, rows: list[Put]) -> tuple[list[Put], str | None]:
         """Write rows to the disk; answers those that could not be, and why."""
@@ -291,9 +319,9 @@ class TransactionLog:
         try:
             self._write(self._pictured, tuple(pictured), tuple(images.values()))
         except SpoolFull:
-            with self._changed:
-                self._count(images_dropped=len(images))
-            plain |= {transactions.without_image(line): one for line, one in pictured.items()}
+            with self._changed:  # once, though there may be no room for the rows either
+                bare = self._without_images(list(pictured.values()))
+            plain |= {transactions.line(row): (row, None) for row, _ in bare}
         except OSError as error:
             left, trouble = list(pictured.values()), _told(error)
         try:
@@ -330,7 +358,7 @@ class TransactionLog:
         ]
         try:
             self._write(self._rows, (), gaps=tuple(gaps))
-        except OSError as error:
+        except Exception as error:  # whatever it is, it ends no thread
             log.warning("that transactions were lost cannot be written down: %s", _told(error))
             with self._changed:
                 for why, loss in due.items():
@@ -341,9 +369,7 @@ class TransactionLog:
     def _send(self, claimed: list[Claimed]) -> None:
         """Write segments to S3 and Postgres; raises when it must be tried again."""
         images = {image[0]: image for one in claimed for image in one.segment.images}
-        with ThreadPoolExecutor(UPLOADS, "log-images") as threads:
-            kept = list(threads.map(self._upload, images.values()))
-        lost = {key for key, there in zip(images, kept, strict=True) if not there}
+        lost = self._upload_all(images) if images else set()
         by_columns: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for one in claimed:
             columns = one.segment.columns
@@ -352,14 +378,27 @@ class TransactionLog:
                 if lost else one.segment.lines
             )  # fmt: skip
         gaps = [_gap(*written) for one in claimed for written in one.segment.gaps]
+        if lost:
+            gaps += [
+                _gap(at, at, 1, UNDRAWN)
+                for one in claimed for at in _undrawn(one.segment, lost)
+            ]  # fmt: skip
         for columns, lines in by_columns.items():
             gaps += self._append(lines, columns)
         if gaps:
             with self._database.transaction() as session:
                 for gap in gaps:
                     transactions.add_gap(session, gap)
+        with self._changed:
+            self._count(images_dropped=len(lost))
         for one in claimed:
             one.done()
+
+    def _upload_all(self, images: dict[str, tuple[str, str, bytes]]) -> set[str]:
+        """Write pictures to S3; the keys of those that never can be."""
+        with ThreadPoolExecutor(UPLOADS, "log-images") as threads:
+            kept = list(threads.map(self._upload, images.values()))
+        return {key for key, there in zip(images, kept, strict=True) if not there}
 
     def _upload(self, image: tuple[str, str, bytes]) -> bool:
         """Write a picture to S3; False when it never can be."""
@@ -368,30 +407,35 @@ class TransactionLog:
             new = self._storage.write_once(key, body, digest)
         except (BadKey, Conflict) as error:
             log.warning("a picture is not kept: %s", error)
-            with self._changed:
-                self._count(images_dropped=1)
             return False
         with self._changed:
             self._count(images_written=int(new))
         return True
 
     def _append(self, lines: Sequence[str], columns: tuple[str, ...]) -> list[Gap]:
-        """Write rows to Postgres; what it refuses is found by halving, and lost alone."""
+        """Write rows to Postgres; what it refuses is found by halving, and lost alone.
+
+        Rows of one named request are lost together: a part of them would be no answer.
+        """
         if not lines:
             return []
         try:
             with self._database.transaction() as session:
                 came = transactions.append(session, lines, columns)
         except REFUSED as error:
-            if len(lines) > 1:
-                middle = len(lines) // 2
-                return [*self._append(lines[:middle], columns),
-                        *self._append(lines[middle:], columns)]  # fmt: skip
+            requests = [_request_in(line, columns) for line in lines]
+            cut = _cut(requests, len(lines) // 2)
+            if cut == len(lines):
+                cut -= 1
+                while cut and requests[cut - 1] == requests[cut]:
+                    cut -= 1
+            if cut:
+                return [*self._append(lines[:cut], columns), *self._append(lines[cut:], columns)]
             with self._changed:
-                self._count(dropped=1)
+                self._count(dropped=len(lines))
             # Its own time, so that a row that is sent and refused again is the same gap.
             at = transactions.cell(lines[0], "at", columns)
-            return [_gap(at, at, 1, f"Postgres refuses a row: {_told(error)}")]
+            return [_gap(at, at, len(lines), f"Postgres refuses a row: {_told(error)}")]
         with self._changed:
             self._away_until = 0.0
             self._count(written=came, repeated=len(lines) - came)
@@ -472,7 +516,14 @@ class _Sender:
         """Send the oldest segments; whether there were any."""
         with self.spool.claim(SEND_ROWS, SEND_BYTES) as claimed:
             if claimed:
-                self._send(claimed)
+                try:
+                    self._send(claimed)
+                except Exception:
+                    if len(claimed) == MOST_CLAIMED:
+                        # Two files a second come while nothing can be sent: few are soon sent then.
+                        with suppress(OSError):
+                            self.spool.join(claimed)
+                    raise
         return bool(claimed)
 
 
@@ -490,6 +541,37 @@ def open_log() -> TransactionLog:
 
 def _image_bytes(rows: list[Put]) -> int:
     return sum(len(image) for _, image in rows if image is not None)
+
+
+def _bytes_of(rows: Sequence[Transaction]) -> int:
+    """About what the rows of a request take in memory."""
+    return sum(ROW_BYTES + LABEL_BYTES * len(row.top_labels) for row in rows)
+
+
+def _request_of(row: Transaction) -> Request | None:
+    return None if row.request_id is None else (row.client, row.request_id)
+
+
+def _request_in(line: str, columns: tuple[str, ...]) -> Request | None:
+    name = transactions.cell(line, "request_id", columns)
+    return None if name == NULL else (transactions.cell(line, "client", columns), name)
+
+
+def _cut(requests: Sequence[Request | None], at: int) -> int:
+    """Where rows are parted: there, or as soon after as no named request is torn apart."""
+    while 0 < at < len(requests) and requests[at] and requests[at] == requests[at - 1]:
+        at += 1
+    return at
+
+
+def _undrawn(segment: Segment, lost: set[str]) -> list[str]:
+    """When those rows were answered that leave the random stream with their pictures."""
+    columns = segment.columns
+    return [
+        transactions.cell(line, "at", columns) for line in segment.lines
+        if transactions.cell(line, "image_key", columns) in lost
+        and transactions.cell(line, "draw", columns) != NULL
+    ]  # fmt: skip
 
 
 def _freed(line: str, columns: tuple[str, ...], lost: set[str]) -> str:

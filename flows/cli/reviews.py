@@ -34,9 +34,10 @@ verbs.add_typer(images, name="image")
 
 
 def _day(word: str) -> datetime:
-    """The begin of a day of UTC."""
+    """The begin of a day of UTC, or a time where one is given, of UTC unless it says otherwise."""
     try:
-        return datetime.fromisoformat(word).replace(tzinfo=UTC)
+        said = datetime.fromisoformat(word)
+        return said if said.tzinfo else said.replace(tzinfo=UTC)
     except ValueError:
         raise typer.BadParameter(f"{word!r} is no day: write 2026-11-22") from None
 

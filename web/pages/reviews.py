@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Literal
 
-from fastapi import Form, Path, Query, Request, Response
+from fastapi import BackgroundTasks, Form, Path, Query, Request, Response
 
 from records import classes, corrections, queues, reviews, versions
 from records.reviews import Answered, BadReview
@@ -81,6 +81,7 @@ def next_one(
 def say(
     request: Request,
     session: Session,
+    background: BackgroundTasks,
     by: Author,
     queue: Annotated[Queue, Form()],
     transaction: Annotated[uuid.UUID | None, Form()] = None,
@@ -117,6 +118,9 @@ def say(
         read = kept.read(answered) if answered.subject == "transaction" else None
         came = reviews.into_library(session, answered, read, by, said.label, note or None, new)
         told += "; the next night learns it" if came.changed else "; it was learned before"
+        decisions = request.app.state.decisions
+        if decisions is not None:
+            background.add_task(decisions.follow)  # the night does it where nobody does now
     return done(request, f"{told}.", to)
 
 
