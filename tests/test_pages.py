@@ -23,6 +23,7 @@ from infra.embedded import Addresses
 from records import history, keys
 from tasks import labelling, promotion
 from tasks.promotion import Decision
+from web import app
 from web.decisions import Decisions
 from web.pages import runs
 from web.pages.frame import Page
@@ -634,8 +635,8 @@ def test_a_form_that_contradicts_itself_is_refused(
 def test_text_that_postgres_cannot_keep_is_refused(service: Service, path: str) -> None:
     """A NUL or half a surrogate pair in any field of any form is told in one sentence."""
     posted = {
-        route.path for route in service.app.routes
-        if isinstance(route, Page) and "POST" in (route.methods or ())
+        route.path for page in app.PAGES for route in page.router.routes
+        if isinstance(route, Page) and "POST" in route.methods
     }  # fmt: skip
     assert posted == set(FORMS)
     address = path.format(version_id=1)
