@@ -39,6 +39,16 @@ class Browser:
         """What a script gives."""
         return self.driver.execute_script(script, *values)
 
+    def follow(self, selector: str) -> None:
+        """Click what leads to another page of ours, and wait until that is there."""
+        before = self.one("html").id
+        self.one(selector).click()
+        self._waiting().until(
+            lambda _: self.one("html").id != before
+            and self.run("return document.readyState") == "complete"
+        )
+        self.seen = self.one("html").id
+
     def press(self, *keys: str) -> None:
         """Press keys where the focus is."""
         from selenium.webdriver import ActionChains

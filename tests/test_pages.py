@@ -202,21 +202,21 @@ def test_answers_are_reviewed_one_at_a_time_by_keyboard(world: World, browser: B
         else:
             browser.press("c")
         assert browser.until_said().startswith("Kept: ")
-    assert "Nothing waits here for Ann" in browser.text()
+    browser.until_it_reads("Nothing waits here for Ann")
     said = world.ask("SELECT blind FROM reviews WHERE reviewed_by = 'Ann' AND stream = 'random'")
     assert len(said) == showing.ANSWERS // 2
     assert {blind for (blind,) in said} == seen
     assert world.ask("SELECT count(*) FROM reviews WHERE reviewed_by = 'Ann'")[0][0] > before
     browser.open("/reviews")
-    assert "drawn transactions" in browser.text()
+    browser.until_it_reads("drawn transactions")
 
 
 def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Browser) -> None:
     """Each with its picture and what brings it up; a verdict is of the version's answer."""
     browser.open("/reviews")
-    browser.one("a[href='/reviews/next?queue=pools']").click()
+    browser.follow("a[href='/reviews/next?queue=pools']")
     assert browser.one(".tabs [aria-current]").text == "In pools"
-    assert POOL in browser.text()
+    browser.until_it_reads(POOL)
     offered = browser.one("input[name=image]").get_attribute("value")
     browser.press("r")
     assert browser.until_said().startswith("Kept: right, ")
@@ -233,7 +233,7 @@ def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Brows
 def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: Browser) -> None:
     """One click from the version; an act, and the same undone in the library."""
     browser.open("/versions/2")
-    browser.one("a.main").click()
+    browser.follow("a.main")
     assert browser.run("return location.pathname") == "/versions/2/images"
     browser.open("/versions/2/images?every=1&subject=test")
     browser.all(".grid input[type=checkbox]")[0].click()
@@ -260,10 +260,10 @@ def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None
     browser.open("/versions")
     browser.one("input[name=version][value='2']").click()
     browser.one("input[name=other][value='1']").click()
-    browser.one("form[action='/compare'] button").click()
-    assert "On the same images" in browser.text()
+    browser.follow("form[action='/compare'] button")
+    browser.until_it_reads("On the same images")
     browser.open("/versions/2")
-    browser.one("table.classes th:first-child a").click()
+    browser.follow("table.classes th:first-child a")
     names = [one.text for one in browser.all("table.classes td.name")]
     assert len(names) > 2
     assert names == sorted(names)
@@ -275,7 +275,7 @@ def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: B
     with world.transaction() as session:
         used = history.answered(session, history.in_use())
     browser.open("/")
-    browser.one("a[href='/in-use']:not(nav a)").click()
+    browser.follow("a[href='/in-use']:not(nav a)")
     for one in browser.all("summary"):
         browser.run("arguments[0].parentElement.open = true", one)
     by_version = browser.one("[aria-label='Version by version']").text
@@ -291,10 +291,10 @@ def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: B
     }  # fmt: skip
     assert asking == {"shop": str(showing.ANSWERS), showing.ASKING: str(showing.REVIEWED)}
     browser.one("input[name=version]").send_keys("1")
-    browser.one("form button").click()
+    browser.follow("form button")
     assert browser.one("h1").text == "In use: version 1"
     assert "by 4 random reviews" in browser.one(".cards").text
-    browser.one("table.classes th:nth-child(2) a").click()
+    browser.follow("table.classes th:nth-child(2) a")
     counts = [int(one.text) for one in browser.all("table.classes td:nth-child(2)")]
     assert counts == sorted(counts, reverse=True)
     assert browser.one("table.classes th:nth-child(2)").get_attribute("aria-sort") == "descending"
