@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from records import classes, findings, transactions, versions
 from records.evaluations import newest_benchmark
-from records.reviews import OFFERED, TRANSACTION, drawn, is_blind
+from records.reviews import TRANSACTION, drawn, is_blind
 from records.snapshots import USABLE
 
 QUEUES = ("random", "confidence", "mistaken", "scarce", "pools")
@@ -210,8 +210,7 @@ _POOLS = f"""
 
 
 def _random(session: Session, values: dict[str, Any]) -> list[Waiting]:
-    most = min(values["most"], OFFERED)  # of what comes after, no verdict would be taken
-    rows = drawn(session, values["by"], values["version"], most)
+    rows = drawn(session, values["by"], values["version"], values["most"])
     return [_served("random", row, "drawn by chance") for row in rows]
 
 
