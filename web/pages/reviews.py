@@ -63,9 +63,11 @@ def next_one(
 ) -> Response:
     """The next answer of a queue, alone on its page; blind ones without what was said."""
     person = person_of(request)
+    # of what the random queue has after the first of it, no verdict would be taken
+    offered = bool(person) and (queue != "random" or skip < reviews.OFFERED)
     found = (
         queues.waiting(session, queue, person, version, class_name or None, skip + 1)[skip:]
-        if person
+        if offered
         else []
     )
     facts = {
