@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from records import classes, findings, transactions, versions
 from records.evaluations import newest_benchmark
-from records.reviews import TRANSACTION, drawn, is_blind
+from records.reviews import TRANSACTION, drawn, is_blind, stream_of
 from records.snapshots import USABLE
 
 QUEUES = ("random", "confidence", "mistaken", "scarce", "pools")
@@ -259,7 +259,7 @@ def _found(row: Sequence[Any]) -> Waiting:
 
 def _served(queue: str, row: Sequence[Any], why: str) -> Waiting:
     number, at, version_id, sha256, key, names, confidences = row[:7]
-    stream = "random" if queue == "random" else "doubt"
+    stream = stream_of(queue)
     return Waiting(
         queue, stream, "transaction", number, at, version_id, sha256, key, False, tuple(names),
         tuple(confidences), why,

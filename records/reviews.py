@@ -199,6 +199,13 @@ def is_blind(transaction_id: uuid.UUID) -> bool:
     return drawn < part(BLIND)
 
 
+def stream_of(queue: str | None) -> str:
+    """What a verdict on something that a queue offered is kept as; None: a person chose it."""
+    if queue is None:
+        return "chosen"
+    return "random" if queue == "random" else "doubt"
+
+
 def part(share: float) -> bytes:
     """The bound under which this share of all four bytes of a digest are."""
     return int(share * 2**32).to_bytes(4)

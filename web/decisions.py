@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
+from fastapi import BackgroundTasks, Request
+
 log = logging.getLogger("regraft.web")
 
 Act = Literal["approve", "adopt", "roll_back"]
@@ -44,6 +46,13 @@ class Decisions:
     adopt: Callable[[int, str, str], Decided]
     roll_back: Callable[[int, str, str], Decided]
     follow: Callable[[], object]
+
+
+def follow_later(request: Request, background: BackgroundTasks) -> None:
+    """Let S3 follow once the request is answered; where nobody does it now, the night does."""
+    decisions: Decisions | None = request.app.state.decisions
+    if decisions is not None:
+        background.add_task(decisions.follow)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from records.reviews import Answered, BadReview, Disagreement, InUse, ReviewRow,
 from web import kept, maps
 from web.access import Client, allowed
 from web.database import Session
+from web.decisions import follow_later
 from web.errors import problems
 from web.thumbnails import encoded
 
@@ -137,7 +138,7 @@ def say(
     """Write down what a person says of an answer; said again, nothing is written."""
     by = _person(said.by, client)
     answered = _answered(session, said)
-    stream = "chosen" if said.queue is None else "random" if said.queue == "random" else "doubt"
+    stream = reviews.stream_of(said.queue)
     review = reviews.say(
         session, answered, by, said.verdict, said.label, said.note, stream, said.new_classes
     )
@@ -149,9 +150,7 @@ def say(
         learned = reviews.into_library(
             session, answered, read, by, review.label, said.note, said.new_classes
         )
-        decisions = request.app.state.decisions
-        if decisions is not None:
-            background.add_task(decisions.follow)  # the night does it where nobody does now
+        follow_later(request, background)
     return Written(review=review, learned=learned)
 
 

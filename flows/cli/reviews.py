@@ -165,7 +165,7 @@ def say_verdict(which: Annotated[str, typer.Argument(
 
     if queue is not None and queue not in queues.QUEUES:
         raise typer.BadParameter(f"queue {queue!r} is none of {', '.join(queues.QUEUES)}")
-    stream = "chosen" if queue is None else "random" if queue == "random" else "doubt"
+    stream = reviews.stream_of(queue)
     allowed, learned = list(new_class or ()), None
     with database.connect().transaction() as session:
         answered = _answered(session, which, of, version)

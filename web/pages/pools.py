@@ -10,6 +10,7 @@ from records import classes, findings, identifications, labels, pools
 from records.findings import BadFilter, Findings
 from records.labels import BadLabels, Wish
 from web.database import Session
+from web.decisions import follow_later
 from web.pages.frame import Author, Reader, Why, done, shown
 from web.pages.frame import pages as new_router
 
@@ -176,9 +177,7 @@ def act(
     else:
         came = labels.dismiss(session, wishes, by, act == "unknown", reason)
         words = "said to be nothing that anybody knows" if act == "unknown" else "dismissed"
-    decisions = request.app.state.decisions
-    if decisions is not None:
-        background.add_task(decisions.follow)  # the night does it where nobody does now
+    follow_later(request, background)
     already = f", {came.already} were so already" if came.already else ""
     what = "picture" if came.changed == 1 else "pictures"
     return done(request, f"{came.changed} {what} {words}{already}.", to)

@@ -11,6 +11,7 @@ from records import classes, corrections, queues, reviews, versions
 from records.reviews import Answered, BadReview
 from web import kept
 from web.database import Session
+from web.decisions import follow_later
 from web.pages.frame import Author, Reader, done, pages, person_of, query, shown
 
 router = pages()
@@ -109,7 +110,7 @@ def say(
     answered = _answered(session, transaction, version, image)
     called = named.strip() or typed or None
     new = (called,) if make and called else ()
-    stream = "random" if queue == "random" else "doubt"
+    stream = reviews.stream_of(queue)
     said = reviews.say(
         session, answered, by, verdict or None, called, note or None, stream, new
     )
@@ -120,9 +121,7 @@ def say(
         read = kept.read(answered) if answered.subject == "transaction" else None
         came = reviews.into_library(session, answered, read, by, said.label, note or None, new)
         told += "; the next night learns it" if came.changed else "; it was learned before"
-        decisions = request.app.state.decisions
-        if decisions is not None:
-            background.add_task(decisions.follow)  # the night does it where nobody does now
+        follow_later(request, background)
     return done(request, f"{told}.", to)
 
 
