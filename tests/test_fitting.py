@@ -455,33 +455,30 @@ def test_a_measured_machine_without_memory_splits_the_batch_too(
     assert facts["machine"]["chosen"] == "too little memory to measure"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
-def test_a_cpu_without_memory_splits_the_batch_too(tmp_path: Path) -> None:
+class Greedy(Narrow):
+    """A network whose steps ask torch for more memory than any machine has.
+
+    A process under a real limit will not do: oneDNN does not check what its backward pass is given
+    and ends one run in five with a segmentation fault, which nobody can answer.
+    """
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Answer, or be refused by torch's own allocator."""
+        if self.training and len(pictures) > self.room:
+            torch.empty(2**50, dtype=torch.uint8)
+        outputs: Tensor = self.inner(pictures)
+        return outputs
+
+
+def test_a_cpu_without_memory_splits_the_batch_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where torch's own allocator is refused the memory of a whole batch, training ends well."""
-    code = (
-        "import resource, sys, torch, test_fitting as its\n"
-        "from dataclasses import replace\n"
-        "from pathlib import Path\n"
-        "torch.set_num_threads(1)\n"
-        "plan = replace(its.PLAN, image_size=128, batch_norm='eval', epochs=1, warmup_epochs=0.0)\n"
-        "def fitted(count, name):\n"
-        "    examples = [its.Pictures(one, plan.geometry.side, seed).examples()\n"
-        "                for one, seed in ((count, 1), (6, 2))]\n"
-        "    asked = replace(plan, batch_size=count)\n"
-        "    return its.fit(its.build(asked, its.NAMES), asked, *examples,\n"
-        "                   Path(sys.argv[1]) / name, 'cpu')\n"
-        "fitted(4, 'small')\n"
-        "held = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (held + 120 * 2**20,) * 2)\n"
-        "print(fitted(64, 'large').machine['micro_batch'])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert 0 < int(done.stdout) < 64
-    assert "the batch size stays 64" in done.stderr
+    plan = replace(PLAN, batch_norm="eval", epochs=1)
+    with caplog.at_level(logging.WARNING):
+        fitted = fit(Greedy(build(plan, NAMES), 3), plan, TRAIN, VALIDATION, tmp_path, "cpu")
+    assert fitted.machine["micro_batch"] == 2
+    assert "batch size stays 8" in caplog.text
 
 
 def test_no_memory_at_all_is_said_in_one_line(tmp_path: Path) -> None:
