@@ -128,6 +128,7 @@ class Follower:
         begun = time.monotonic()
         network = self._loaded(champion)
         network.warm(self._batch)
+        self.problem = None  # first: nobody sees the new version beside what the old one lacked
         self.serving = Serving(
             champion.deployment_id, champion.version_id, champion.checkpoint_digest, threshold,
             network,
