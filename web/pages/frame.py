@@ -366,11 +366,15 @@ def _problem(request: Request, status: int, sentence: str, error: Exception) -> 
     return shown(
         request, "problem.html",
         {"status": status, "sentence": sentence, "wanting_key": wanting_key,
-         "has_key": KEY in request.cookies,
-         "to": request.url.path if request.method == "GET" else "/",
+         "has_key": KEY in request.cookies, "posted": request.method == "POST",
+         "to": _here(request) if request.method == "GET" else _back(request),
          "back": _back(request)},
         status,
     )  # fmt: skip
+
+
+def _here(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def _back(request: Request) -> str:

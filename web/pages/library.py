@@ -97,10 +97,10 @@ def one_class(
         told = f"there is no class {name[:60]!r}: the library lists all"
         raise classes.UnknownClass(told, [name])
     today = known[name]
-    rows = library.images_of(session, today, after, PAGE)
+    rows = library.images_of(session, today, after, PAGE + 1)  # one more tells whether more follow
     facts = {
-        "name": today, "asked": name, "rows": rows,
-        "next": rows[-1].sha256 if len(rows) == PAGE else None,
+        "name": today, "asked": name, "rows": rows[:PAGE], "after": after,
+        "next": rows[PAGE - 1].sha256 if len(rows) > PAGE else None,
         "names": sorted(set(known.values())),
         "history": None if after else _history(session, today),
     }  # fmt: skip

@@ -33,9 +33,11 @@ def you(request: Request, client: Reader) -> Response:
 
 
 @router.post("/you")
-def name(request: Request, by: Author) -> Response:
-    """Remember a name."""
-    return done(request, f"What you do from now on is kept as done by {by}.", "/you")
+def name(
+    request: Request, by: Author, to: Annotated[str, Form(max_length=2000)] = "/you"
+) -> Response:
+    """Remember a name, and go on where it was asked for."""
+    return done(request, f"What you do from now on is kept as done by {by}.", to)
 
 
 @router.post("/sign-in")

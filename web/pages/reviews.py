@@ -28,6 +28,7 @@ ABOUT = {
     "pools": "pictures of pools whose answer is in doubt, what may be scarce first",
 }
 PAGE = 40
+SKIPPED = 200  # answers that a person may leave for later; each is asked for anew
 Queue = Literal["random", "confidence", "mistaken", "scarce", "pools"]
 Number = Annotated[int | None, Query(ge=1, lt=2**63)]
 
@@ -60,22 +61,26 @@ def next_one(
     queue: Queue = "random",
     version: Number = None,
     class_name: Annotated[str | None, Query(alias="class", max_length=255)] = None,
-    skip: Annotated[int, Query(ge=0, le=200)] = 0,
+    skip: Annotated[int, Query(ge=0, le=10_000)] = 0,
 ) -> Response:
     """The next answer of a queue, alone on its page; blind ones without what was said."""
     person = person_of(request)
     # of what the random queue has after the first of it, no verdict would be taken
-    offered = bool(person) and (queue != "random" or skip < reviews.OFFERED)
+    most = reviews.OFFERED if queue == "random" else SKIPPED
+    offered = bool(person) and skip < most
     found = (
         queues.waiting(session, queue, person, version, class_name or None, skip + 1)[skip:]
         if offered
         else []
     )
+    given = {"queue": queue, "version": version, "class": class_name}
     facts = {
         "queue": queue, "queues": NAMED, "one": found[0] if found else None,
         "names": sorted(set(classes.names(session).values())), "version": version,
         "class_name": class_name, "skip": skip,
-        "here": f"/reviews/next{query(queue=queue, version=version, **{'class': class_name})}",
+        "first": f"/reviews/next{query(**given)}",
+        "here": f"/reviews/next{query(**given, skip=skip)}",
+        "later": f"/reviews/next{query(**given, skip=skip + 1)}",
     }  # fmt: skip
     return shown(request, "review.html", facts)
 
@@ -151,17 +156,21 @@ def evaluated(
     skip: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> Response:
     """Every image that the version answered wrongly or in doubt, the worst first."""
-    rows = queues.evaluated(
-        session, version_id, subject or None, class_name or None, every, again, PAGE, skip
-    )
+    known, name = classes.names(session), class_name.strip()
+    rows = queues.evaluated(  # one more tells whether more follow
+        session, version_id, subject or None, known.get(name, name) or None, every, again,
+        PAGE + 1, skip,
+    )  # fmt: skip
     given = {"subject": subject, "class": class_name, "every": every or None,
              "again": again or None}  # fmt: skip
     facts = {
-        "version": versions.get(session, version_id), "rows": rows, "subject": subject,
-        "class_name": class_name, "every": every, "again": again, "skip": skip,
+        "version": versions.get(session, version_id), "rows": rows[:PAGE],
+        "subject": subject, "class_name": class_name, "every": every, "again": again,
+        "first": query(**given) or "?" if skip else None,
         "subjects": ("benchmark", "test", "validation", "batch", "library"),
-        "here": f"/versions/{version_id}/images{query(**given)}",
-        "next": query(**given, skip=skip + PAGE) if len(rows) == PAGE else None,
-        "names": sorted(set(classes.names(session).values())),
+        "here": f"/versions/{version_id}/images{query(**given, skip=skip)}",
+        "next": query(**given, skip=skip + PAGE) if len(rows) > PAGE else None,
+        "strange": name not in known, "names": sorted(set(known.values())),
     }  # fmt: skip
     return shown(request, "images.html", facts)
+

@@ -20,6 +20,7 @@ from records import (
     versions,
 )
 from records.evaluations import EvaluationRow
+from records.tables import PURPOSES
 from vision.scores import ClassScore, Confusion
 from web.database import Session
 from web.decisions import Deciding, Decisions
@@ -43,6 +44,7 @@ Number = Annotated[int, Path(ge=1, lt=2**63)]
 MOST_VERSIONS = 1000
 OFFERED = 200  # to compare; others by their number in the address
 ROWS = 50  # of a table whose end is one click away
+LIVE = 20  # changes of what serves
 MAPS, FLIPS = 24, 24
 MATRIX = 16  # classes, those that are confused most
 CLASS_COLUMNS = (
@@ -57,16 +59,13 @@ def listed(
     session: Session,
     _: Reader,
     most: Annotated[int, Query(ge=1, le=MOST_VERSIONS)] = ROWS,
-    purpose: str | None = None,
+    purpose: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
-    """The newest versions, and what served when."""
-    rows = summaries.of_versions(most)
+    """The newest versions, of all purposes or of one, and what served when."""
+    rows = summaries.of_versions(most + 1, purpose or None)  # one more tells whether there are more
     facts = {
-        "versions": [one for one in rows if not purpose or one.purpose == purpose],
-        "purposes": sorted({one.purpose for one in rows}), "purpose": purpose or "",
-        "most": most, "more": len(rows) == most,
-        "live": history.answered(session, history.live(most=20)),
-        "may_decide": _decisions(request) is not None,
+        "versions": rows[:most], "purposes": PURPOSES, "purpose": purpose, "most": most,
+        "more": len(rows) > most, "live": history.answered(session, history.live(most=LIVE)),
     }  # fmt: skip
     return shown(request, "versions.html", facts)
 
