@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote
 
 import httpx
@@ -25,7 +26,8 @@ from tasks import labelling, promotion
 from tasks.promotion import Decision
 from web import app
 from web.decisions import Decisions
-from web.pages import runs
+from web.pages import library, runs
+from web.pages import reviews as review_pages
 from web.pages.frame import Page
 from web.rules import Rules
 
@@ -168,6 +170,7 @@ def test_pictures_of_a_pool_are_chosen_by_keyboard_and_labelled(
     browser.press("ring")
     browser.one("button[value=label]").click()
     assert browser.until_said() == "2 pictures labelled."
+    assert browser.driver.title == "2 pictures labelled. · Pools · regraft"  # which is read first
     acts = world.ask("SELECT sha256, class_name, done_by FROM pool_acts WHERE act = 'label'")
     assert {(one, "ring", "Ann") for one in chosen} == set(acts)
     assert all(any(one in listed.key for listed in world.storage.list("labelled/ring/"))
@@ -209,6 +212,54 @@ def test_answers_are_reviewed_one_at_a_time_by_keyboard(world: World, browser: B
     assert world.ask("SELECT count(*) FROM reviews WHERE reviewed_by = 'Ann'")[0][0] > before
     browser.open("/reviews")
     browser.until_it_reads("drawn transactions")
+
+
+def test_a_key_that_is_held_down_judges_nothing(browser: Browser) -> None:
+    """A keyboard repeats it, and picture after picture would be said to be right."""
+    browser.open("/reviews/next?queue=pools")
+    browser.run("document.addEventListener('submit', (one) => {"
+                " one.preventDefault(); document.body.dataset.sent = 1; })")  # fmt: skip
+    for repeated in (True, False):
+        browser.driver.execute_cdp_cmd(
+            "Input.dispatchKeyEvent",
+            {"type": "keyDown", "key": "r", "text": "r", "autoRepeat": repeated},
+        )
+        assert browser.run("return document.body.dataset.sent") == (None if repeated else "1")
+
+
+def test_what_was_skipped_stays_behind(browser: Browser) -> None:
+    """Until the queue ends, which leads back to it; and who is asked for a name comes back."""
+    browser.open("/reviews/next?queue=pools")
+    first = browser.one("input[name=image]").get_attribute("value")
+    browser.follow("a[data-key=s]")
+    second = browser.one("input[name=image]").get_attribute("value")
+    browser.press("b")
+    assert browser.until_said() == "Kept: bad image."
+    third = browser.one("input[name=image]").get_attribute("value")
+    assert len({first, second, third}) == 3
+    browser.open("/reviews/next?queue=pools&skip=200")
+    browser.follow("p[role=status] a")
+    assert browser.one("input[name=image]").get_attribute("value") == first
+    browser.driver.delete_all_cookies()
+    browser.open("/reviews/next?queue=pools&skip=1")
+    browser.one("input[name=by]").send_keys("Ann")
+    browser.follow("main button")
+    assert browser.one("input[name=image]").get_attribute("value") == third
+
+
+def test_what_was_refused_is_as_it_was_left(browser: Browser) -> None:
+    """Back leads to the same pictures, still selected, and the name that was mistyped."""
+    browser.open("/pools?filter=free")
+    for box in browser.all(".grid input[type=checkbox]")[1:3]:
+        browser.run("arguments[0].click()", box)
+    browser.one(".acts input[name=label]").send_keys("rnig")
+    browser.one("button[value=label]").click()
+    assert "(is 'ring' meant?)" in browser.until_said()
+    browser.one("a[data-back]").click()
+    browser.until_it_reads("2 of ")
+    assert "2 of " in browser.one("[data-count]").text
+    assert browser.one(".acts input[name=label]").get_attribute("value") == "rnig"
+    assert browser.one("button[value=label]").is_enabled()
 
 
 def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Browser) -> None:
@@ -268,6 +319,9 @@ def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None
     assert len(names) > 2
     assert names == sorted(names)
     assert browser.one("table.classes th:first-child").get_attribute("aria-sort")
+    browser.follow("table.classes td.name a")
+    assert browser.one("input[name=class]").get_attribute("value") == names[0]
+    assert browser.one("select[name=subject]").get_attribute("value") == "benchmark"
 
 
 def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: Browser) -> None:
@@ -521,6 +575,9 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/versions/99", 404, "version 99"),
         ("/versions/x", 422, "version_id"),
         ("/versions/2?on=<script>", 200, "Classes"),
+        ("/versions/2/images?class=nothing", 200, "There is no class nothing"),
+        ("/versions/2/images?skip=1000", 200, "these were the last"),
+        ("/versions?purpose=bakeoff", 200, "No bakeoff version yet"),
         ("/versions/2/images?class=%00", 422, "holds a NUL character"),
         ("/library/class?name=%00", 422, "holds a NUL character"),
         ("/library/class?name=nothing", 422, "there is no class"),
@@ -554,6 +611,63 @@ def test_a_bad_address_is_answered_in_one_sentence(
     assert answer.status_code == status
     assert says in answer.text
     assert "<script>" not in answer.text.replace('<script src="', "")
+
+
+def test_a_list_is_walked_to_its_end(
+    world: World, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image once, and no page without any; whoever acts on a page comes back to it."""
+
+    def shown(address: str) -> tuple[str, list[str]]:
+        page = service.client.get(address).text
+        return page, re.findall(r'name="images" value="(\w+)"', page)
+
+    module: ModuleType
+    for module, path in ((library, "/library/class?name=ring"),
+                         (review_pages, "/versions/2/images?every=1&subject=test&again=1")):  # fmt: skip
+        all_of_them = shown(path)[1]
+        found: list[str] = []
+        for size in (len(all_of_them), 2):
+            monkeypatch.setattr(module, "PAGE", size)
+            found, address = [], path
+            while address:
+                page, images = shown(address)
+                assert images
+                found += images
+                (back,) = re.findall(r'name="to" value="([^"]+)"', page)
+                assert shown(html.unescape(back))[1] == images
+                following = re.search(r'href="([^"]+)">The next ones<', page)
+                address = path.split("?")[0] + html.unescape(following[1]) if following else ""
+            assert found == all_of_them
+        assert len(found) > 2
+
+
+def test_versions_of_one_purpose_are_found_however_old(world: World, service: Service) -> None:
+    """Newer ones of another purpose do not stand in their way."""
+    world.act(worlds.FREE, "UPDATE versions SET purpose = 'control' WHERE id = 1")
+    try:
+        page = service.client.get("/versions?most=1&purpose=control").text
+        assert 'aria-label="compare version 1"' in page
+        assert "The newest 1:" not in page
+        assert "The newest 1:" in service.client.get("/versions?most=1").text
+    finally:
+        world.act(worlds.FREE, "UPDATE versions SET purpose = 'nightly' WHERE id = 1")
+
+
+def test_before_the_first_night_each_page_says_what_to_do(
+    services: Addresses, template: str
+) -> None:
+    """Where nothing is yet, nothing fails."""
+    empty = worlds.make(services, template)
+    try:
+        with worlds.inside(empty), serving(Rules(), None, DECISIONS) as found:
+            for path in PAGES:
+                if not re.search(r"[/=]2|name=|class=", path):
+                    page = found.client.get(path, headers={"Cookie": "regraft_person=Ann"})
+                    assert page.status_code == 200, (path, page.text)
+            assert "Nothing serves yet" in found.client.get("/").text
+    finally:
+        worlds.drop(empty)
 
 
 def test_pictures_are_asked_for_once(world: World, service: Service) -> None:
@@ -606,6 +720,8 @@ def test_forms_of_other_sites_do_nothing(
         ("/reviews", {"verdict": "bad image", "named": "", "label": "okapi"}, "was typed and"),
         ("/pools/act", {"act": "confirm"}, "another button pressed"),
         ("/pools/act", {"act": "remove"}, "another button pressed"),
+        ("/pools/act", {"images": ""}, "nothing is selected"),
+        ("/library/act", {"images": ""}, "nothing is selected"),
         ("/library/act", {"act": "keep"}, "another button pressed"),
         ("/library/batch", {"act": ""}, "act"),
         ("/versions/1/decide", {"act": ""}, "act"),
@@ -807,13 +923,17 @@ def test_elsewhere_a_key_opens_the_pages(world: World) -> None:
     with serving(Rules(loopback=False, plain_http=True), None, DECISIONS) as found:
         base = f"http://127.0.0.1:{found.port}"
         with httpx.Client(base_url=base, headers=BROWSER_SAYS) as client:
-            closed = client.get("/")
+            closed = client.get("/library?sort=name")
             assert (closed.status_code, "Sign in" in closed.text) == (401, True)
+            assert 'name="to" value="/library?sort=name"' in closed.text
             assert client.post("/sign-in", data={"key": "regraft_no"}).status_code == 401
             opened = client.post("/sign-in", data={"key": reviewer, "to": "//evil.example"})
             assert (opened.status_code, opened.headers["location"]) == (303, "/")
             assert "HttpOnly" in opened.headers["set-cookie"]
             assert "Rita" in client.get("/").text
+            for path in ("/versions/1", "/library/quarantine?batch=2"):
+                told = client.get(path).text
+                assert ("scope <code>admin</code>" in told, 'name="act"' in told) == (True, False)
             refused = client.post(
                 "/versions/1/decide", data={"act": "reject", "why": "no", "by": "Ann"}
             )

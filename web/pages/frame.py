@@ -54,6 +54,13 @@ class BadForm(ValueError):
     """A form that was not sent as our pages send it; the message says the mend."""
 
 
+def selected(images: Sequence[str]) -> Sequence[str]:
+    """What was selected in a grid; raises `BadForm` where nothing was, as without a script."""
+    if not images:
+        raise BadForm("nothing is selected: tick the pictures that are meant, and press again")
+    return images
+
+
 class TooNarrow(HTTPException):
     """A key that may do something, and not this."""
 

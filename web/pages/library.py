@@ -23,6 +23,7 @@ from web.pages.frame import (
     done,
     pages,
     query,
+    selected,
     shown,
     sorted_by,
 )
@@ -59,7 +60,7 @@ WAYS_OUT = {
 UNSHOWN = ("readable", "format", "still", "object_exists", "key_allowed")
 OTHERWISE = "Upload a mended object under the same key: the next night judges the new bytes."
 
-Images = Annotated[list[str], Form(min_length=1, max_length=1000)]
+Images = Annotated[list[str], Form(default_factory=list, max_length=1000)]
 
 
 @router.get("/library")
@@ -179,7 +180,7 @@ def act(
     by: Author,
     images: Images,
     act: Annotated[Literal["remove", "restore", "relabel", "keep", "drop"], Form()],
-    to: Annotated[str, Form(max_length=2000)],
+    to: Annotated[str, Form(max_length=4000)],
     why: Why = "",
     label: Annotated[str, Form(max_length=255)] = "",
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
@@ -190,6 +191,7 @@ def act(
             f"the class {label.strip()!r} was typed and another button pressed: press `Relabel`, "
             "or empty the field"
         )
+    selected(images)
     if act == "relabel":
         if not label.strip():
             raise BadCorrection("say what they are: the name of a class")
@@ -220,7 +222,7 @@ def undo(
 def quarantine(
     request: Request,
     session: Session,
-    _: Reader,
+    client: Reader,
     expectation: Annotated[str | None, Query(max_length=255)] = None,
     batch: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
 ) -> Response:
@@ -229,6 +231,7 @@ def quarantine(
         raise classes.BadClass(f"reason {expectation!r} {problem}")
     facts = {
         "batch": batches.get(session, batch) if batch else None,
+        "may_decide": "admin" in client.scopes,
         "reasons": batches.quarantine_reasons(session, batch),
         "expectation": expectation,
         "rows": batches.in_quarantine(session, expectation or None, batch, ROWS),

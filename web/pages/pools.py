@@ -11,7 +11,7 @@ from records.findings import BadFilter, Findings
 from records.labels import BadLabels, Wish
 from web.database import Session
 from web.decisions import follow_later
-from web.pages.frame import Author, Reader, Why, done, shown
+from web.pages.frame import Author, Reader, Why, done, selected, shown
 from web.pages.frame import pages as new_router
 
 router = new_router()
@@ -145,7 +145,7 @@ def act(
     session: Session,
     background: BackgroundTasks,
     by: Author,
-    images: Annotated[list[str], Form(min_length=1, max_length=1000)],
+    images: Annotated[list[str], Form(default_factory=list, max_length=1000)],
     act: Annotated[Literal["confirm", "label", "dismiss", "unknown", "remove", "restore"], Form()],
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
     to: Annotated[str, Form(max_length=4000)] = "/pools",
@@ -162,7 +162,7 @@ def act(
             f"the class {label.strip()!r} was typed and another button pressed: press `Label`, or "
             "empty the field"
         )
-    wishes = [_wish(one, act, label, version) for one in images]
+    wishes = [_wish(one, act, label, version) for one in selected(images)]
     reason = why.strip() or None
     if act in ("confirm", "label"):
         new = (label,) if make and act == "label" else ()

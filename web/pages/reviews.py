@@ -95,7 +95,7 @@ def say(
     transaction: Annotated[uuid.UUID | None, Form()] = None,
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
     image: Annotated[str, Form(pattern="^([0-9a-f]{64})?$")] = "",
-    to: Annotated[str, Form(max_length=2000)] = "/reviews",
+    to: Annotated[str, Form(max_length=4000)] = "/reviews",
     verdict: Annotated[Literal["right", "wrong", "bad image", "cannot tell", ""], Form()] = "",
     label: Annotated[str, Form(max_length=255)] = "",
     named: Annotated[str, Form(max_length=255)] = "",

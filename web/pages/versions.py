@@ -74,7 +74,7 @@ def listed(
 def one_version(
     request: Request,
     session: Session,
-    _: Reader,
+    client: Reader,
     version_id: Number,
     on: str | None = None,
     sort: str | None = None,
@@ -84,6 +84,7 @@ def one_version(
     version = versions.get(session, version_id)
     found = evaluations.of_version(session, version_id)
     judged = deployments.verdict(session, version_id)
+    rejected = deployments.rejected(session, version_id)
     champion = deployments.champion(session)
     flipped = flips.of_verdict(session, judged) if judged else []
     maps = evaluations.gradcams(session, version_id)
@@ -98,7 +99,7 @@ def one_version(
         "columns": CLASS_COLUMNS, "every": every, "rows_shown": ROWS,
         "thresholds": evaluations.thresholds(session, version_id),
         "verdict": judged, "checks": deployments.checks(session, judged.id) if judged else [],
-        "rejected": deployments.rejected(session, version_id),
+        "rejected": rejected, "may_decide": "admin" in client.scopes,
         "flips": flipped[:FLIPS], "lost": sum(not one.gained for one in flipped),
         "gained": sum(one.gained for one in flipped),
         "maps": _gallery(maps), "all_maps": len(maps),
@@ -111,7 +112,10 @@ def one_version(
         "lacking": [one for one in counts if one.lacks > 0],
         "epochs": versions.epochs(session, version_id),
         "epochs_plot": _epochs(versions.epochs(session, version_id)),
-        "can": _possible(version, judged is not None and not judged.passed, champion, request),
+        "can": _possible(
+            version, judged is not None and not judged.passed, rejected is not None, champion,
+            request,
+        ),
     }  # fmt: skip
     return shown(request, "version.html", facts)
 
@@ -243,7 +247,7 @@ def _decisions(request: Request) -> Decisions | None:
 
 
 def _possible(
-    version: versions.VersionRow, refused: bool, champion: Any, request: Request
+    version: versions.VersionRow, refused: bool, rejected: bool, champion: Any, request: Request
 ) -> dict[str, bool]:
     """What a person may decide of a version; the acts themselves refuse what they must."""
     serves = champion is not None and champion.version_id == version.id
@@ -252,7 +256,7 @@ def _possible(
         "approve": able and refused and version.purpose in deployments.SERVING,
         "adopt": able and version.purpose in ("control", "bakeoff"),
         "roll_back": able and version.purpose in deployments.SERVING,
-        "reject": not serves and version.purpose in deployments.SERVING,
+        "reject": not (serves or rejected) and version.purpose in deployments.SERVING,
     }
 
 

@@ -83,6 +83,7 @@ for (const form of document.querySelectorAll("form[data-grid]")) {
     count();
   });
   form.addEventListener("change", count);
+  addEventListener("pageshow", count); // whoever comes back finds what was selected
   for (const button of form.querySelectorAll("button[data-select]")) {
     button.hidden = false;
     button.addEventListener("click", () => {
