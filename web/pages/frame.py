@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import operator
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import jinja2
@@ -390,6 +392,15 @@ def _back(request: Request) -> str:
     if came.netloc != request.headers.get("host"):
         return "/"
     return came.path + (f"?{came.query}" if came.query else "")
+
+
+AT_ONCE = 1000  # pictures of one act on a page
+Row = TypeVar("Row")
+
+
+def together(rows: Sequence[Row], *fields: str) -> list[list[Row]]:
+    """Rows that follow each other and agree in these fields, as those of one act on many do."""
+    return [list(some) for _, some in itertools.groupby(rows, operator.attrgetter(*fields))]
 
 
 def pages() -> APIRouter:

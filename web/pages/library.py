@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from fastapi import Form, Query, Request, Response
 from markupsafe import Markup
+from pydantic import Field
 
 from records import batches, classes, corrections, findings, history, library
 from records.corrections import BadCorrection
@@ -15,6 +16,7 @@ from records.history import ClassAccuracy, ClassGrowth, SubClass
 from web.database import Session
 from web.pages import plots
 from web.pages.frame import (
+    AT_ONCE,
     Author,
     Column,
     Decider,
@@ -26,6 +28,7 @@ from web.pages.frame import (
     selected,
     shown,
     sorted_by,
+    together,
 )
 from web.pages.plots import Bar, Measured
 
@@ -34,6 +37,7 @@ router = pages()
 PAGE = 60
 ROWS = 200
 PLOTTED = 40  # versions, and snapshots
+ACTS = 10  # that people did last
 COLUMNS = (
     Column("class", "name", number=False), Column("usable", "usable"), Column("train", "train"),
     Column("validation", "validation"), Column("test", "test"), Column("held out", "held"),
@@ -60,7 +64,8 @@ WAYS_OUT = {
 UNSHOWN = ("readable", "format", "still", "object_exists", "key_allowed")
 OTHERWISE = "Upload a mended object under the same key: the next night judges the new bytes."
 
-Images = Annotated[list[str], Form(default_factory=list, max_length=1000)]
+Act = Annotated[int, Field(ge=1, lt=2**63)]
+Images = Annotated[list[str], Form(default_factory=list, max_length=AT_ONCE)]
 
 
 @router.get("/library")
@@ -77,7 +82,10 @@ def holdings(
         "made": sum(one.staged + one.synthetic for one in rows),
         "batches": batches.newest(session, most=10),
         "reasons": batches.quarantine_reasons(session),
-        "acts": corrections.acts(session, most=10),
+        "acts": together(
+            corrections.acts(session, most=AT_ONCE),
+            "act", "from_class", "to_class", "done_by", "done_at", "why",
+        )[:ACTS],
     }  # fmt: skip
     return shown(request, "library.html", facts)
 
@@ -210,12 +218,14 @@ def undo(
     request: Request,
     session: Session,
     by: Author,
-    number: Annotated[int, Form(ge=1, lt=2**63)],
+    number: Annotated[list[Act], Form(min_length=1, max_length=AT_ONCE)],
     why: Why = "",
 ) -> Response:
-    """Do the opposite of an act."""
-    corrections.undo(session, number, by, why)
-    return done(request, f"Act {number} is undone.", "/library")
+    """Do the opposite of an act, or of those on many images at once: of all of them or none."""
+    for one in number:
+        corrections.undo(session, one, by, why)
+    told = f"Act {number[0]} is" if len(number) == 1 else f"{len(number)} acts are"
+    return done(request, f"{told} undone.", "/library")
 
 
 @router.get("/library/quarantine")

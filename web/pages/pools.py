@@ -11,10 +11,12 @@ from records.findings import BadFilter, Findings
 from records.labels import BadLabels, Wish
 from web.database import Session
 from web.decisions import follow_later
-from web.pages.frame import Author, Reader, Why, done, selected, shown
+from web.pages.frame import AT_ONCE, Author, Reader, Why, done, selected, shown, together
 from web.pages.frame import pages as new_router
 
 router = new_router()
+
+ACTS = 10  # that people did last
 
 FILTERS = {
     "scarce": "Scarce classes", "staged": "Staged classes", "look-alike": "Look-alikes",
@@ -62,7 +64,9 @@ def found(
         "pools": pools.listed(session), "identifications": identifications.listed(session, 10),
         "names": sorted(set(classes.names(session).values())),
         "here": f"{request.url.path}?{request.url.query}",
-        "acts": labels.acts(session, 10),
+        "acts": together(
+            labels.acts(session, AT_ONCE), "act", "class_name", "done_by", "done_at"
+        )[:ACTS],
     }  # fmt: skip
     return shown(request, "pools.html", facts)
 
@@ -145,7 +149,7 @@ def act(
     session: Session,
     background: BackgroundTasks,
     by: Author,
-    images: Annotated[list[str], Form(default_factory=list, max_length=1000)],
+    images: Annotated[list[str], Form(default_factory=list, max_length=AT_ONCE)],
     act: Annotated[Literal["confirm", "label", "dismiss", "unknown", "remove", "restore"], Form()],
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
     to: Annotated[str, Form(max_length=4000)] = "/pools",
