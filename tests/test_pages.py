@@ -592,6 +592,7 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/pools?filter=free&below=much", 422, "no confidence"),
         ("/pools?filter=free&pool=../etc", 404, "was never identified"),
         ("/pools?filter=all", 422, "filter"),
+        ("/pools?filter=look-alike", 200, "choose a class.</p>"),
         ("/runs/99", 404, "no run 99"),
         ("/in-use?version=99", 404, "version 99"),
         ("/in-use?version=x", 422, "is no number"),

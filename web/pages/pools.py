@@ -17,6 +17,7 @@ from web.pages.frame import pages as new_router
 router = new_router()
 
 ACTS = 10  # that people did last
+CHOOSE = Findings("look-alike: choose a class")
 
 FILTERS = {
     "scarce": "Scarce classes", "staged": "Staged classes", "look-alike": "Look-alikes",
@@ -59,7 +60,8 @@ def found(
     told = asked.find(session, filter)
     facts = {
         "filters": FILTERS, "filter": filter, "about": ABOUT[filter], "found": told,
-        "sections": _sections(told), "class_name": class_name, "version": version, "pool": pool,
+        "counted": told not in (findings.NONE, CHOOSE), "sections": _sections(told),
+        "class_name": class_name, "version": version, "pool": pool,
         "below": below, "above": above, "group": group, "new": new, "most": most,
         "pools": pools.listed(session), "identifications": identifications.listed(session, 10),
         "names": sorted(set(classes.names(session).values())),
@@ -98,7 +100,7 @@ class _Asked:
             return findings.staged(session, self.class_name, **common)  # type: ignore[arg-type]
         if name == "look-alike":
             if self.class_name is None:
-                return Findings("look-alike: choose a class")
+                return CHOOSE
             return findings.look_alike(
                 session, self.class_name, self.version, self.pool, self.below, self.group,
                 self.most,
