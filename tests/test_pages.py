@@ -228,26 +228,6 @@ def test_a_key_that_is_held_down_judges_nothing(browser: Browser) -> None:
         assert browser.run("return document.body.dataset.sent") == (None if repeated else "1")
 
 
-def test_what_was_skipped_stays_behind(browser: Browser) -> None:
-    """Until the queue ends, which leads back to it; and who is asked for a name comes back."""
-    browser.open("/reviews/next?queue=pools")
-    first = browser.one("input[name=image]").get_attribute("value")
-    browser.follow("a[data-key=s]")
-    second = browser.one("input[name=image]").get_attribute("value")
-    browser.press("b")
-    assert browser.until_said() == "Kept: bad image."
-    third = browser.one("input[name=image]").get_attribute("value")
-    assert len({first, second, third}) == 3
-    browser.open("/reviews/next?queue=pools&skip=200")
-    browser.follow("p[role=status] a")
-    assert browser.one("input[name=image]").get_attribute("value") == first
-    browser.driver.delete_all_cookies()
-    browser.open("/reviews/next?queue=pools&skip=1")
-    browser.one("input[name=by]").send_keys("Ann")
-    browser.follow("main button")
-    assert browser.one("input[name=image]").get_attribute("value") == third
-
-
 def test_what_was_refused_is_as_it_was_left(browser: Browser) -> None:
     """Back leads to the same pictures, still selected, and the name that was mistyped."""
     browser.open("/pools?filter=free")
@@ -280,6 +260,26 @@ def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Brows
     )
     assert [row[1:] for row in said] == [("right", "doubt"), ("wrong", "doubt")]
     assert said[0][0] == offered
+
+
+def test_what_was_skipped_stays_behind(browser: Browser) -> None:
+    """Until the queue ends, which leads back to it; and who is asked for a name comes back."""
+    browser.open("/reviews/next?queue=pools")
+    first = browser.one("input[name=image]").get_attribute("value")
+    browser.follow("a[data-key=s]")
+    second = browser.one("input[name=image]").get_attribute("value")
+    browser.press("b")
+    assert browser.until_said() == "Kept: bad image."
+    third = browser.one("input[name=image]").get_attribute("value")
+    assert len({first, second, third}) == 3
+    browser.open("/reviews/next?queue=pools&skip=200")
+    browser.follow("p[role=status] a")
+    assert browser.one("input[name=image]").get_attribute("value") == first
+    browser.driver.delete_all_cookies()
+    browser.open("/reviews/next?queue=pools&skip=1")
+    browser.one("input[name=by]").send_keys("Ann")
+    browser.follow("main button")
+    assert browser.one("input[name=image]").get_attribute("value") == third
 
 
 def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: Browser) -> None:
@@ -834,6 +834,34 @@ def test_a_map_that_is_not_kept_is_one_link_away(service: Service) -> None:
     assert links
     made = service.client.get(html.unescape(links[0]))
     assert (made.status_code, made.headers["content-type"]) == (200, "image/jpeg")
+
+
+def test_a_batch_that_was_refused_is_looked_at_before_it_is_decided_about(
+    world: World, service: Service
+) -> None:
+    """What waits stands there with its labels, and the night that it stopped is no green one."""
+    rows = world.ask("SELECT id, sha256, key FROM objects WHERE batch_id = 2 AND label = 'ring'")
+    begun = world.ask("SELECT state, reason FROM runs WHERE id = 2")[0]
+    world.act(
+        worlds.FREE,
+        "UPDATE objects SET state = 'pending' WHERE batch_id = 2 AND label = 'ring'",
+        "UPDATE batches SET state = 'refused', reason = 'swapped' WHERE id = 2",
+        "UPDATE runs SET reason = 'stopped: batch 2 was refused' WHERE id = 2",
+    )
+    try:
+        page = service.client.get("/library/quarantine?batch=2").text
+        assert f"What waits</h2>\n<p class=\"quiet\">{len(rows)} of {len(rows)}, some" in page
+        assert all(f"/pictures/{digest}?" in page and key in page for _, digest, key in rows)
+        for path in ("/", "/runs", "/runs/2"):
+            assert '<span class="tag bad">stopped</span>' in service.client.get(path).text
+    finally:
+        world.act(
+            worlds.FREE,
+            "UPDATE objects SET state = 'accepted' WHERE batch_id = 2 AND state = 'pending'",
+            "UPDATE batches SET state = 'accepted', reason = NULL WHERE id = 2",
+            "UPDATE runs SET state = :state, reason = :reason WHERE id = 2",
+            state=begun[0], reason=begun[1],
+        )  # fmt: skip
 
 
 def test_runs_link_to_prefect_where_it_runs(

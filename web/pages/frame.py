@@ -23,6 +23,7 @@ from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, R
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from markupsafe import Markup
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
@@ -81,12 +82,15 @@ def between(low: float | None, high: float | None) -> str:
 
 
 def when(moment: datetime | date | None) -> str:
-    """A moment in UTC, as short as it is unambiguous."""
+    """A moment in UTC, as short as it is unambiguous; it stands in one line."""
     if moment is None:
         return NOTHING
     if isinstance(moment, datetime):
-        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
-    return f"{moment:%Y-%m-%d}"
+        moment = moment.astimezone(UTC)
+        return Markup('<time datetime="{:%Y-%m-%dT%H:%MZ}">{:%Y-%m-%d %H:%M}</time>').format(
+            moment, moment
+        )
+    return Markup("<time>{:%Y-%m-%d}</time>").format(moment)
 
 
 def count(number: int | None) -> str:

@@ -241,6 +241,7 @@ def quarantine(
         raise classes.BadClass(f"reason {expectation!r} {problem}")
     facts = {
         "batch": batches.get(session, batch) if batch else None,
+        "waiting": batches.waiting(session, batch, PAGE) if batch else [],
         "may_decide": "admin" in client.scopes,
         "reasons": batches.quarantine_reasons(session, batch),
         "expectation": expectation,

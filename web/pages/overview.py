@@ -47,7 +47,8 @@ def overview(request: Request, session: Session, _: Reader) -> Response:
         "accuracy_plot": accuracy_plot(measured),
         "night": next((one for one in listed if one.purpose == "nightly"), None),
         "runs": listed,
-        "counted": bool(lacking), "lacking": [one for one in lacking if one.lacks > 0],
+        "counted": bool(lacking), "most_lacking": LACKING,
+        "lacking": [one for one in lacking if one.lacks > 0],
         "waiting": glances.waiting(session),
     }
     return shown(request, "overview.html", facts)
