@@ -282,6 +282,26 @@ def test_what_was_skipped_stays_behind(browser: Browser) -> None:
     assert browser.one("input[name=image]").get_attribute("value") == third
 
 
+@pytest.mark.parametrize("queue", ["confidence", "pools"])
+def test_a_slip_is_mended_by_a_key(world: World, browser: Browser, queue: str) -> None:
+    """What was said last is shown once more, and the newest word counts; then the queue goes on."""
+    browser.open(f"/reviews/next?queue={queue}")
+    picture = browser.one(".stage a").get_attribute("href")
+    browser.press("r")
+    assert browser.until_said().startswith("Kept: right, ")
+    following = browser.one(".stage a").get_attribute("href")
+    browser.press("u")
+    browser.until_it_reads("once more")
+    assert browser.one(".stage a").get_attribute("href") == picture
+    browser.seen = browser.one("html").id
+    browser.press("b")
+    assert browser.until_said() == "Kept: bad image."
+    assert browser.one(".stage a").get_attribute("href") == following
+    said = world.ask("SELECT verdict, sha256, stream FROM reviews ORDER BY id DESC LIMIT 2")
+    assert [row[0] for row in said] == ["bad image", "right"]
+    assert said[0][1:] == said[1][1:] == (picture.split("/")[4], "doubt")
+
+
 def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: Browser) -> None:
     """One click from the version; an act, and the same undone in the library."""
     browser.open("/versions/2")
@@ -506,6 +526,24 @@ def test_what_comes_of_nothing_is_told_once_to_who_asked(service: Service) -> No
     assert asked.status_code == 404
 
 
+def test_what_was_rejected_can_be_approved_and_nothing_else(
+    world: World, service: Service
+) -> None:
+    """As the acts themselves have it: a rollback to it would fail, and it is rejected once."""
+    acts = re.compile(r'name="act" value="(\w+)"')
+    assert acts.findall(service.client.get("/versions/1").text) == ["roll_back", "reject"]
+    service.client.post(
+        "/versions/1/decide", data={"act": "reject", "why": "odd", "by": "Ann"},
+        headers=BROWSER_SAYS,
+    )  # fmt: skip
+    try:
+        page = service.client.get("/versions/1").text
+        assert "Version 1 was rejected by Ann" in page
+        assert acts.findall(page) == ["approve"]
+    finally:
+        world.act(worlds.FREE, "DELETE FROM rejections WHERE version_id = 1")
+
+
 def test_a_service_that_stops_finishes_what_was_decided(world: World) -> None:
     """The act that was begun is done whole before the service ends."""
     newest = "SELECT version_id, kind FROM deployments ORDER BY id DESC LIMIT 1"
@@ -594,6 +632,7 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/pools?filter=all", 422, "filter"),
         ("/pools?filter=look-alike", 200, "choose a class.</p>"),
         ("/runs/99", 404, "no run 99"),
+        ("/reviews/next?again=' OR 1=1", 422, "again"),
         ("/in-use?version=99", 404, "version 99"),
         ("/in-use?version=x", 422, "is no number"),
         ("/in-use?version=99999999999999999999", 422, "is no version"),

@@ -31,6 +31,10 @@ PAGE = 40
 SKIPPED = 200  # answers that a person may leave for later; each is asked for anew
 Queue = Literal["random", "confidence", "mistaken", "scarce", "pools"]
 Number = Annotated[int | None, Query(ge=1, lt=2**63)]
+# A transaction, or the version and the picture of an answer to a pool.
+Name = Annotated[
+    str, Query(pattern="^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]{1,18}:[0-9a-f]{64})?$")
+]
 
 
 @router.get("/reviews")
@@ -62,27 +66,47 @@ def next_one(
     version: Number = None,
     class_name: Annotated[str | None, Query(alias="class", max_length=255)] = None,
     skip: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    last: Name = "",
+    again: Name = "",
 ) -> Response:
-    """The next answer of a queue, alone on its page; blind ones without what was said."""
+    """The next answer of a queue, alone on its page; blind ones without what was said.
+
+    last: the answer that was judged before this one; again: an answer to be judged once more.
+    """
     person = person_of(request)
     # of what the random queue has after the first of it, no verdict would be taken
     most = reviews.OFFERED if queue == "random" else SKIPPED
     offered = bool(person) and skip < most
-    found = (
-        queues.waiting(session, queue, person, version, class_name or None, skip + 1)[skip:]
-        if offered
-        else []
-    )
+    one = None
+    if again and person:
+        one = queues.spoken_of(session, queue, _named(session, again))
+    elif offered:
+        found = queues.waiting(session, queue, person, version, class_name or None, skip + 1)
+        one = next(iter(found[skip:]), None)
     given = {"queue": queue, "version": version, "class": class_name}
     facts = {
-        "queue": queue, "queues": NAMED, "one": found[0] if found else None,
+        "queue": queue, "queues": NAMED, "one": one,
         "names": sorted(set(classes.names(session).values())), "version": version,
         "class_name": class_name, "skip": skip,
         "first": f"/reviews/next{query(**given)}",
         "here": f"/reviews/next{query(**given, skip=skip)}",
+        "then": f"/reviews/next{query(**given, skip=skip, last=one and _name(one))}",
+        "again": f"/reviews/next{query(**given, skip=skip, again=last)}" if last else None,
         "later": f"/reviews/next{query(**given, skip=skip + 1)}",
     }  # fmt: skip
     return shown(request, "review.html", facts)
+
+
+def _name(one: queues.Waiting) -> str:
+    """What an answer is called in an address."""
+    return str(one.transaction_id or f"{one.version_id}:{one.sha256}")
+
+
+def _named(session: Session, name: str) -> Answered:
+    number, colon, image = name.partition(":")
+    if colon:
+        return reviews.of_identification(session, int(number), image)
+    return reviews.of_transaction(session, uuid.UUID(name))
 
 
 @router.post("/reviews")

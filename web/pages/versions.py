@@ -253,9 +253,9 @@ def _possible(
     serves = champion is not None and champion.version_id == version.id
     able = _decisions(request) is not None and version.state == "trained" and not serves
     return {
-        "approve": able and refused and version.purpose in deployments.SERVING,
+        "approve": able and (refused or rejected) and version.purpose in deployments.SERVING,
         "adopt": able and version.purpose in ("control", "bakeoff"),
-        "roll_back": able and version.purpose in deployments.SERVING,
+        "roll_back": able and not rejected and version.purpose in deployments.SERVING,
         "reject": not (serves or rejected) and version.purpose in deployments.SERVING,
     }
 
