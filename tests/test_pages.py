@@ -140,6 +140,17 @@ def test_a_page_is_for_everybody(browser: Browser, path: str) -> None:
     assert browser.complaints() == []
 
 
+def test_no_name_is_wider_than_the_page(browser: Browser) -> None:
+    """Neither a class nor a person who is called something long without a space."""
+    long = "w" * 200
+    browser.driver.add_cookie({"name": "regraft_person", "value": long})
+    browser.use(width=390)
+    browser.open(f"/versions/2/images?class={long}")
+    assert browser.text().count(long) == 2
+    wide, room = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= room
+
+
 def test_axe_finds_what_is_planted(browser: Browser) -> None:
     """The check above could fail."""
     browser.open("/runs")
