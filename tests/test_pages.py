@@ -304,6 +304,7 @@ def test_a_slip_is_mended_by_a_key(world: World, browser: Browser, queue: str) -
     browser.press("u")
     browser.until_it_reads("once more")
     assert browser.one(".stage a").get_attribute("href") == picture
+    assert "skip=" not in browser.one("a[data-key=s]").get_attribute("href")  # goes on
     browser.seen = browser.one("html").id
     browser.press("b")
     assert browser.until_said() == "Kept: bad image."

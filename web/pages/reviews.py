@@ -92,7 +92,7 @@ def next_one(
         "here": f"/reviews/next{query(**given, skip=skip)}",
         "then": f"/reviews/next{query(**given, skip=skip, last=one and _name(one))}",
         "again": f"/reviews/next{query(**given, skip=skip, again=last)}" if last else None,
-        "later": f"/reviews/next{query(**given, skip=skip + 1)}",
+        "later": f"/reviews/next{query(**given, skip=skip if again else skip + 1)}",
     }  # fmt: skip
     return shown(request, "review.html", facts)
 
