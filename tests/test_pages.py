@@ -725,6 +725,7 @@ def test_before_the_first_night_each_page_says_what_to_do(
                     page = found.client.get(path, headers={"Cookie": "regraft_person=Ann"})
                     assert page.status_code == 200, (path, page.text)
             assert "Nothing serves yet" in found.client.get("/").text
+            assert "yet: `regraft identify POOL`.</p>" in found.client.get("/pools").text
     finally:
         worlds.drop(empty)
 
