@@ -350,6 +350,9 @@ def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None
     browser.one("input[name=other][value='1']").click()
     browser.follow("form[action='/compare'] button")
     browser.until_it_reads("On the same images")
+    browser.follow("[aria-label='Class by class'] td.name a")
+    assert browser.run("return location.pathname") == "/versions/2/images"
+    assert browser.all("#names option")
     browser.open("/versions/2")
     browser.follow("table.classes th:first-child a")
     names = [one.text for one in browser.all("table.classes td.name")]
