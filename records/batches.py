@@ -661,6 +661,34 @@ def in_quarantine(
     return [Held(*row) for row in rows]
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """One object of a batch that was refused as a whole: it waits for a person's word."""
+
+    sha256: str
+    label: str
+    sub_label: str
+    key: str
+
+
+def waiting(session: Session, batch_id: int, most: int = 60) -> list[Waiting]:
+    """What of a batch waits, some of each class; what could not be read is left out."""
+    rows = session.execute(
+        text(
+            """
+            SELECT sha256, label, sub_label, key FROM (
+                SELECT *, row_number() OVER (PARTITION BY label ORDER BY id) AS place FROM objects
+                WHERE batch_id = :batch AND state = 'pending' AND sha256 IS NOT NULL
+                  AND label IS NOT NULL AND gone_at IS NULL
+                ORDER BY place, label LIMIT :most) first_of_each
+            ORDER BY label, place
+            """
+        ),
+        {"batch": batch_id, "most": most},
+    )
+    return [Waiting(*row) for row in rows]
+
+
 def images_of_batch(session: Session, batch_id: int) -> Iterator[tuple[str, str, str]]:
     """(sha256, class, split) of the images that came in with one batch and are usable."""
     rows = session.execute(

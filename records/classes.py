@@ -189,8 +189,8 @@ def _told(unknown: list[str], known: Collection[str]) -> str:
     meant = f" (is {near[0]!r} meant?)" if near else ""
     verb = "are no classes" if len(unknown) > 1 else "is no class"
     return (
-        f"{shown}{more} {verb} of this library{meant}: mend the label, or make the class with "
-        f"--new-class {unknown[0][:60]!r}"
+        f"{shown}{more} {verb} of this library{meant}: mend the label, or say that it is a "
+        f"new one, --new-class {unknown[0][:60]!r}"
     )
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from records import classes, findings, transactions, versions
+from records import classes, findings, pictures, transactions, versions
 from records.evaluations import newest_benchmark
-from records.reviews import TRANSACTION, drawn, is_blind, stream_of
+from records.reviews import TRANSACTION, Answered, drawn, is_blind, stream_of
 from records.snapshots import USABLE
 
 QUEUES = ("random", "confidence", "mistaken", "scarce", "pools")
@@ -103,6 +103,19 @@ def waiting(
         "pools": _of_pools,
     }[queue](session, values)  # fmt: skip
     return [_blindfolded(one) if queue == "random" else one for one in found]
+
+
+def spoken_of(session: Session, queue: str, answered: Answered) -> Waiting:
+    """An answer as a queue had shown it, for whoever says otherwise of it by now."""
+    key = answered.image_key
+    if key is None and (place := pictures.place(session, answered.sha256)):
+        key, _ = place
+    one = Waiting(
+        queue, stream_of(queue), answered.subject, answered.transaction_id,
+        answered.transaction_at, answered.version_id, answered.sha256, key or "", False,
+        answered.top_labels, answered.top_confidences, "once more",
+    )  # fmt: skip
+    return _blindfolded(one) if queue == "random" else one
 
 
 def _refuse_text(class_name: str | None) -> None:

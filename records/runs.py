@@ -38,6 +38,27 @@ class RunRow:
     started_at: datetime
     ended_at: datetime | None
 
+    @property
+    def outcome(self) -> str:
+        """What came of it: its state, or of one that was completed the first word of its reason.
+
+        A night that was stopped by a batch, or whose version was refused, was completed, too.
+        """
+        return self._told[0]
+
+    @property
+    def why(self) -> str:
+        """The reason without that word."""
+        return self._told[1]
+
+    @property
+    def _told(self) -> tuple[str, str]:
+        reason = self.reason or ""
+        word, colon, rest = reason.partition(": ")
+        if colon and self.state in ("completed", word):
+            return word, rest
+        return self.state, reason
+
 
 @dataclass(frozen=True)
 class StepRow:

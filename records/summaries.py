@@ -46,13 +46,14 @@ _VERSIONS = """
     LEFT JOIN LATERAL (SELECT accuracy FROM evaluations e WHERE e.version_id = v.id
                        AND e.subject = 'benchmark'
                        ORDER BY e.benchmark_version DESC LIMIT 1) benchmark ON true
+    WHERE CAST(%(purpose)s AS text) IS NULL OR v.purpose = %(purpose)s
     ORDER BY v.id DESC LIMIT %(most)s
 """
 
 
-def of_versions(most: int = 50) -> list[Summary]:
-    """The newest versions first, each with what became of it."""
-    return [Summary(*row) for row in reading.rows(_VERSIONS, {"most": most})]
+def of_versions(most: int = 50, purpose: str | None = None) -> list[Summary]:
+    """The newest versions first, of all purposes or of one, each with what became of it."""
+    return [Summary(*row) for row in reading.rows(_VERSIONS, {"most": most, "purpose": purpose})]
 
 
 @dataclass(frozen=True)

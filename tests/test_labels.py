@@ -759,7 +759,7 @@ def test_the_verbs_say_what_they_did(
     digest = found["0.png"]
     code, _, told = regraft("label", "okapi", digest[:12], "--by", "Ann")
     assert (code, told.count("\n")) == (1, 1)
-    assert "'okapi' is no class of this library: mend the label, or make the class with" in told
+    assert "'okapi' is no class of this library: mend the label, or say" in told
     words = ("label", "okapi", digest[:12], f"s3://{POOL}1.png", "--by", "Ann", "--new-class")
     code, said, told = regraft(*words, "okapi")
     assert (code, said) == (0, "labelled 2 images\n"), told

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote
 
 import httpx
@@ -25,7 +26,8 @@ from tasks import labelling, promotion
 from tasks.promotion import Decision
 from web import app
 from web.decisions import Decisions
-from web.pages import runs
+from web.pages import library, runs
+from web.pages import reviews as review_pages
 from web.pages.frame import Page
 from web.rules import Rules
 
@@ -138,6 +140,17 @@ def test_a_page_is_for_everybody(browser: Browser, path: str) -> None:
     assert browser.complaints() == []
 
 
+def test_no_name_is_wider_than_the_page(browser: Browser) -> None:
+    """Neither a class nor a person who is called something long without a space."""
+    long = "w" * 200
+    browser.driver.add_cookie({"name": "regraft_person", "value": long})
+    browser.use(width=390)
+    browser.open(f"/versions/2/images?class={long}")
+    assert browser.text().count(long) == 2
+    wide, room = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= room
+
+
 def test_axe_finds_what_is_planted(browser: Browser) -> None:
     """The check above could fail."""
     browser.open("/runs")
@@ -168,15 +181,17 @@ def test_pictures_of_a_pool_are_chosen_by_keyboard_and_labelled(
     browser.press("ring")
     browser.one("button[value=label]").click()
     assert browser.until_said() == "2 pictures labelled."
+    assert browser.driver.title == "2 pictures labelled. · Pools · regraft"  # which is read first
     acts = world.ask("SELECT sha256, class_name, done_by FROM pool_acts WHERE act = 'label'")
     assert {(one, "ring", "Ann") for one in chosen} == set(acts)
     assert all(any(one in listed.key for listed in world.storage.list("labelled/ring/"))
                for one in chosen)  # fmt: skip
-    browser.run("arguments[0].click()", browser.all(".grid input[type=checkbox]")[5])
+    for box in browser.all(".grid input[type=checkbox]")[4:6]:
+        browser.run("arguments[0].click()", box)
     browser.one("button[value=remove]").click()
-    assert browser.until_said() == "1 picture moved to the trash."
-    browser.one("button[value=restore]").click()
-    assert browser.until_said() == "1 picture brought back."
+    assert browser.until_said() == "2 pictures moved to the trash."
+    browser.one("button[value=restore]").click()  # at once, as they were removed
+    assert browser.until_said() == "2 pictures brought back."
     assert world.ask("SELECT count(*) FROM pool_objects WHERE gone_at IS NOT NULL") == [(0,)]
 
 
@@ -211,6 +226,34 @@ def test_answers_are_reviewed_one_at_a_time_by_keyboard(world: World, browser: B
     browser.until_it_reads("drawn transactions")
 
 
+def test_a_key_that_is_held_down_judges_nothing(browser: Browser) -> None:
+    """A keyboard repeats it, and picture after picture would be said to be right."""
+    browser.open("/reviews/next?queue=pools")
+    browser.run("document.addEventListener('submit', (one) => {"
+                " one.preventDefault(); document.body.dataset.sent = 1; })")  # fmt: skip
+    for repeated in (True, False):
+        browser.driver.execute_cdp_cmd(
+            "Input.dispatchKeyEvent",
+            {"type": "keyDown", "key": "r", "text": "r", "autoRepeat": repeated},
+        )
+        assert browser.run("return document.body.dataset.sent") == (None if repeated else "1")
+
+
+def test_what_was_refused_is_as_it_was_left(browser: Browser) -> None:
+    """Back leads to the same pictures, still selected, and the name that was mistyped."""
+    browser.open("/pools?filter=free")
+    for box in browser.all(".grid input[type=checkbox]")[1:3]:
+        browser.run("arguments[0].click()", box)
+    browser.one(".acts input[name=label]").send_keys("rnig")
+    browser.one("button[value=label]").click()
+    assert "(is 'ring' meant?)" in browser.until_said()
+    browser.one("a[data-back]").click()
+    browser.until_it_reads("2 of ")
+    assert "2 of " in browser.one("[data-count]").text
+    assert browser.one(".acts input[name=label]").get_attribute("value") == "rnig"
+    assert browser.one("button[value=label]").is_enabled()
+
+
 def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Browser) -> None:
     """Each with its picture and what brings it up; a verdict is of the version's answer."""
     browser.open("/reviews")
@@ -230,6 +273,47 @@ def test_answers_to_a_pool_are_reviewed_by_keyboard(world: World, browser: Brows
     assert said[0][0] == offered
 
 
+def test_what_was_skipped_stays_behind(browser: Browser) -> None:
+    """Until the queue ends, which leads back to it; and who is asked for a name comes back."""
+    browser.open("/reviews/next?queue=pools")
+    first = browser.one("input[name=image]").get_attribute("value")
+    browser.follow("a[data-key=s]")
+    second = browser.one("input[name=image]").get_attribute("value")
+    browser.press("b")
+    assert browser.until_said() == "Kept: bad image."
+    third = browser.one("input[name=image]").get_attribute("value")
+    assert len({first, second, third}) == 3
+    browser.open("/reviews/next?queue=pools&skip=200")
+    browser.follow("p[role=status] a")
+    assert browser.one("input[name=image]").get_attribute("value") == first
+    browser.driver.delete_all_cookies()
+    browser.open("/reviews/next?queue=pools&skip=1")
+    browser.one("input[name=by]").send_keys("Ann")
+    browser.follow("main button")
+    assert browser.one("input[name=image]").get_attribute("value") == third
+
+
+@pytest.mark.parametrize("queue", ["confidence", "pools"])
+def test_a_slip_is_mended_by_a_key(world: World, browser: Browser, queue: str) -> None:
+    """What was said last is shown once more, and the newest word counts; then the queue goes on."""
+    browser.open(f"/reviews/next?queue={queue}")
+    picture = browser.one(".stage a").get_attribute("href")
+    browser.press("r")
+    assert browser.until_said().startswith("Kept: right, ")
+    following = browser.one(".stage a").get_attribute("href")
+    browser.press("u")
+    browser.until_it_reads("once more")
+    assert browser.one(".stage a").get_attribute("href") == picture
+    assert "skip=" not in browser.one("a[data-key=s]").get_attribute("href")  # goes on
+    browser.seen = browser.one("html").id
+    browser.press("b")
+    assert browser.until_said() == "Kept: bad image."
+    assert browser.one(".stage a").get_attribute("href") == following
+    said = world.ask("SELECT verdict, sha256, stream FROM reviews ORDER BY id DESC LIMIT 2")
+    assert [row[0] for row in said] == ["bad image", "right"]
+    assert said[0][1:] == said[1][1:] == (picture.split("/")[4], "doubt")
+
+
 def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: Browser) -> None:
     """One click from the version; an act, and the same undone in the library."""
     browser.open("/versions/2")
@@ -240,19 +324,23 @@ def test_what_is_wrong_is_kept_removed_and_brought_back(world: World, browser: B
     browser.one("input[name=why]").send_keys("hard to see")
     browser.one("button[value=keep]").click()
     assert browser.until_said() == "1 image kept as hard cases."
+    browser.open("/reviews")
+    browser.one("button[value=drop]").click()
+    assert browser.until_said() == "1 image kept no longer."
     browser.open("/versions/2/images?every=1&subject=test&again=1")
-    box = browser.all(".grid input[type=checkbox]")[0]
-    digest = box.get_attribute("value")
-    box.click()
+    boxes = browser.all(".grid input[type=checkbox]")[:2]
+    digests = [box.get_attribute("value") for box in boxes]
+    for box in boxes:
+        box.click()
     browser.one("input[name=why]").send_keys("a blur")
     browser.one("button[value=remove]").click()
-    assert browser.until_said() == "1 image removed."
-    query = "SELECT withdrawn_why FROM images WHERE sha256 = :digest"
-    assert world.ask(query, digest=digest) == [("removed",)]
+    assert browser.until_said() == "2 images removed."
+    query = "SELECT withdrawn_why FROM images WHERE sha256 = ANY(:digests)"
+    assert world.ask(query, digests=digests) == [("removed",)] * 2
     browser.open("/library")
-    browser.one("form[action='/library/undo'] button").click()
-    assert "is undone" in browser.until_said()
-    assert world.ask(query, digest=digest) == [(None,)]
+    browser.one("form[action='/library/undo'] button").click()  # at once, as they were removed
+    assert browser.until_said() == "2 acts are undone."
+    assert world.ask(query, digests=digests) == [(None,)] * 2
 
 
 def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None:
@@ -262,12 +350,18 @@ def test_versions_are_compared_and_their_tables_sorted(browser: Browser) -> None
     browser.one("input[name=other][value='1']").click()
     browser.follow("form[action='/compare'] button")
     browser.until_it_reads("On the same images")
+    browser.follow("[aria-label='Class by class'] td.name a")
+    assert browser.run("return location.pathname") == "/versions/2/images"
+    assert browser.all("#names option")
     browser.open("/versions/2")
     browser.follow("table.classes th:first-child a")
     names = [one.text for one in browser.all("table.classes td.name")]
     assert len(names) > 2
     assert names == sorted(names)
     assert browser.one("table.classes th:first-child").get_attribute("aria-sort")
+    browser.follow("table.classes td.name a")
+    assert browser.one("input[name=class]").get_attribute("value") == names[0]
+    assert browser.one("select[name=subject]").get_attribute("value") == "benchmark"
 
 
 def test_accuracy_in_use_stands_beside_that_of_training(world: World, browser: Browser) -> None:
@@ -447,6 +541,24 @@ def test_what_comes_of_nothing_is_told_once_to_who_asked(service: Service) -> No
     assert asked.status_code == 404
 
 
+def test_what_was_rejected_can_be_approved_and_nothing_else(
+    world: World, service: Service
+) -> None:
+    """As the acts themselves have it: a rollback to it would fail, and it is rejected once."""
+    acts = re.compile(r'name="act" value="(\w+)"')
+    assert acts.findall(service.client.get("/versions/1").text) == ["roll_back", "reject"]
+    service.client.post(
+        "/versions/1/decide", data={"act": "reject", "why": "odd", "by": "Ann"},
+        headers=BROWSER_SAYS,
+    )  # fmt: skip
+    try:
+        page = service.client.get("/versions/1").text
+        assert "Version 1 was rejected by Ann" in page
+        assert acts.findall(page) == ["approve"]
+    finally:
+        world.act(worlds.FREE, "DELETE FROM rejections WHERE version_id = 1")
+
+
 def test_a_service_that_stops_finishes_what_was_decided(world: World) -> None:
     """The act that was begun is done whole before the service ends."""
     newest = "SELECT version_id, kind FROM deployments ORDER BY id DESC LIMIT 1"
@@ -521,6 +633,9 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/versions/99", 404, "version 99"),
         ("/versions/x", 422, "version_id"),
         ("/versions/2?on=<script>", 200, "Classes"),
+        ("/versions/2/images?class=nothing", 200, "There is no class nothing"),
+        ("/versions/2/images?skip=1000", 200, "these were the last"),
+        ("/versions?purpose=bakeoff", 200, "No bakeoff version yet"),
         ("/versions/2/images?class=%00", 422, "holds a NUL character"),
         ("/library/class?name=%00", 422, "holds a NUL character"),
         ("/library/class?name=nothing", 422, "there is no class"),
@@ -530,7 +645,9 @@ def test_names_are_never_markup(service: Service, path: str) -> None:
         ("/pools?filter=free&below=much", 422, "no confidence"),
         ("/pools?filter=free&pool=../etc", 404, "was never identified"),
         ("/pools?filter=all", 422, "filter"),
+        ("/pools?filter=look-alike", 200, "choose a class.</p>"),
         ("/runs/99", 404, "no run 99"),
+        ("/reviews/next?again=' OR 1=1", 422, "again"),
         ("/in-use?version=99", 404, "version 99"),
         ("/in-use?version=x", 422, "is no number"),
         ("/in-use?version=99999999999999999999", 422, "is no version"),
@@ -554,6 +671,66 @@ def test_a_bad_address_is_answered_in_one_sentence(
     assert answer.status_code == status
     assert says in answer.text
     assert "<script>" not in answer.text.replace('<script src="', "")
+
+
+def test_a_list_is_walked_to_its_end(
+    world: World, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image once, and no page without any; whoever acts on a page comes back to it."""
+
+    def shown(address: str) -> tuple[str, list[str]]:
+        page = service.client.get(address).text
+        return page, re.findall(r'name="images" value="(\w+)"', page)
+
+    walks: tuple[tuple[ModuleType, str], ...] = (
+        (library, "/library/class?name=ring"),
+        (review_pages, "/versions/2/images?every=1&subject=test&again=1"),
+    )
+    for module, path in walks:
+        all_of_them = shown(path)[1]
+        found: list[str] = []
+        for size in (len(all_of_them), 2):
+            monkeypatch.setattr(module, "PAGE", size)
+            found, address = [], path
+            while address:
+                page, images = shown(address)
+                assert images
+                found += images
+                (back,) = re.findall(r'name="to" value="([^"]+)"', page)
+                assert shown(html.unescape(back))[1] == images
+                following = re.search(r'href="([^"]+)">The next ones<', page)
+                address = path.split("?")[0] + html.unescape(following[1]) if following else ""
+            assert found == all_of_them
+        assert len(found) > 2
+
+
+def test_versions_of_one_purpose_are_found_however_old(world: World, service: Service) -> None:
+    """Newer ones of another purpose do not stand in their way."""
+    world.act(worlds.FREE, "UPDATE versions SET purpose = 'control' WHERE id = 1")
+    try:
+        page = service.client.get("/versions?most=1&purpose=control").text
+        assert 'aria-label="compare version 1"' in page
+        assert "The newest 1:" not in page
+        assert "The newest 1:" in service.client.get("/versions?most=1").text
+    finally:
+        world.act(worlds.FREE, "UPDATE versions SET purpose = 'nightly' WHERE id = 1")
+
+
+def test_before_the_first_night_each_page_says_what_to_do(
+    services: Addresses, template: str
+) -> None:
+    """Where nothing is yet, nothing fails."""
+    empty = worlds.make(services, template)
+    try:
+        with worlds.inside(empty), serving(Rules(), None, DECISIONS) as found:
+            for path in PAGES:
+                if not re.search(r"[/=]2|name=|class=", path):
+                    page = found.client.get(path, headers={"Cookie": "regraft_person=Ann"})
+                    assert page.status_code == 200, (path, page.text)
+            assert "Nothing serves yet" in found.client.get("/").text
+            assert "yet: `regraft identify POOL`.</p>" in found.client.get("/pools").text
+    finally:
+        worlds.drop(empty)
 
 
 def test_pictures_are_asked_for_once(world: World, service: Service) -> None:
@@ -606,6 +783,8 @@ def test_forms_of_other_sites_do_nothing(
         ("/reviews", {"verdict": "bad image", "named": "", "label": "okapi"}, "was typed and"),
         ("/pools/act", {"act": "confirm"}, "another button pressed"),
         ("/pools/act", {"act": "remove"}, "another button pressed"),
+        ("/pools/act", {"images": ""}, "nothing is selected"),
+        ("/library/act", {"images": ""}, "nothing is selected"),
         ("/library/act", {"act": "keep"}, "another button pressed"),
         ("/library/batch", {"act": ""}, "act"),
         ("/versions/1/decide", {"act": ""}, "act"),
@@ -712,6 +891,34 @@ def test_a_map_that_is_not_kept_is_one_link_away(service: Service) -> None:
     assert (made.status_code, made.headers["content-type"]) == (200, "image/jpeg")
 
 
+def test_a_batch_that_was_refused_is_looked_at_before_it_is_decided_about(
+    world: World, service: Service
+) -> None:
+    """What waits stands there with its labels, and the night that it stopped is no green one."""
+    rows = world.ask("SELECT id, sha256, key FROM objects WHERE batch_id = 2 AND label = 'ring'")
+    begun = world.ask("SELECT state, reason FROM runs WHERE id = 2")[0]
+    world.act(
+        worlds.FREE,
+        "UPDATE objects SET state = 'pending' WHERE batch_id = 2 AND label = 'ring'",
+        "UPDATE batches SET state = 'refused', reason = 'swapped' WHERE id = 2",
+        "UPDATE runs SET reason = 'stopped: batch 2 was refused' WHERE id = 2",
+    )
+    try:
+        page = service.client.get("/library/quarantine?batch=2").text
+        assert f"What waits</h2>\n<p class=\"quiet\">{len(rows)} of {len(rows)}, some" in page
+        assert all(f"/pictures/{digest}?" in page and key in page for _, digest, key in rows)
+        for path in ("/", "/runs", "/runs/2"):
+            assert '<span class="tag bad">stopped</span>' in service.client.get(path).text
+    finally:
+        world.act(
+            worlds.FREE,
+            "UPDATE objects SET state = 'accepted' WHERE batch_id = 2 AND state = 'pending'",
+            "UPDATE batches SET state = 'accepted', reason = NULL WHERE id = 2",
+            "UPDATE runs SET state = :state, reason = :reason WHERE id = 2",
+            state=begun[0], reason=begun[1],
+        )  # fmt: skip
+
+
 def test_runs_link_to_prefect_where_it_runs(
     service: Service, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -807,13 +1014,17 @@ def test_elsewhere_a_key_opens_the_pages(world: World) -> None:
     with serving(Rules(loopback=False, plain_http=True), None, DECISIONS) as found:
         base = f"http://127.0.0.1:{found.port}"
         with httpx.Client(base_url=base, headers=BROWSER_SAYS) as client:
-            closed = client.get("/")
+            closed = client.get("/library?sort=name")
             assert (closed.status_code, "Sign in" in closed.text) == (401, True)
+            assert 'name="to" value="/library?sort=name"' in closed.text
             assert client.post("/sign-in", data={"key": "regraft_no"}).status_code == 401
             opened = client.post("/sign-in", data={"key": reviewer, "to": "//evil.example"})
             assert (opened.status_code, opened.headers["location"]) == (303, "/")
             assert "HttpOnly" in opened.headers["set-cookie"]
             assert "Rita" in client.get("/").text
+            for path in ("/versions/1", "/library/quarantine?batch=2"):
+                told = client.get(path).text
+                assert ("scope <code>admin</code>" in told, 'name="act"' in told) == (True, False)
             refused = client.post(
                 "/versions/1/decide", data={"act": "reject", "why": "no", "by": "Ann"}
             )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import operator
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import jinja2
@@ -21,6 +23,7 @@ from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, R
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from markupsafe import Markup
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
@@ -54,6 +57,13 @@ class BadForm(ValueError):
     """A form that was not sent as our pages send it; the message says the mend."""
 
 
+def selected(images: Sequence[str]) -> Sequence[str]:
+    """What was selected in a grid; raises `BadForm` where nothing was, as without a script."""
+    if not images:
+        raise BadForm("nothing is selected: tick the pictures that are meant, and press again")
+    return images
+
+
 class TooNarrow(HTTPException):
     """A key that may do something, and not this."""
 
@@ -72,12 +82,15 @@ def between(low: float | None, high: float | None) -> str:
 
 
 def when(moment: datetime | date | None) -> str:
-    """A moment in UTC, as short as it is unambiguous."""
+    """A moment in UTC, as short as it is unambiguous; it stands in one line."""
     if moment is None:
         return NOTHING
     if isinstance(moment, datetime):
-        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
-    return f"{moment:%Y-%m-%d}"
+        moment = moment.astimezone(UTC)
+        return Markup('<time datetime="{:%Y-%m-%dT%H:%MZ}">{:%Y-%m-%d %H:%M}</time>').format(
+            moment, moment
+        )
+    return Markup("<time>{:%Y-%m-%d}</time>").format(moment)
 
 
 def count(number: int | None) -> str:
@@ -366,11 +379,15 @@ def _problem(request: Request, status: int, sentence: str, error: Exception) -> 
     return shown(
         request, "problem.html",
         {"status": status, "sentence": sentence, "wanting_key": wanting_key,
-         "has_key": KEY in request.cookies,
-         "to": request.url.path if request.method == "GET" else "/",
+         "has_key": KEY in request.cookies, "posted": request.method == "POST",
+         "to": _here(request) if request.method == "GET" else _back(request),
          "back": _back(request)},
         status,
     )  # fmt: skip
+
+
+def _here(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def _back(request: Request) -> str:
@@ -379,6 +396,15 @@ def _back(request: Request) -> str:
     if came.netloc != request.headers.get("host"):
         return "/"
     return came.path + (f"?{came.query}" if came.query else "")
+
+
+AT_ONCE = 1000  # pictures of one act on a page
+Row = TypeVar("Row")
+
+
+def together(rows: Sequence[Row], *fields: str) -> list[list[Row]]:
+    """Rows that follow each other and agree in these fields, as those of one act on many do."""
+    return [list(some) for _, some in itertools.groupby(rows, operator.attrgetter(*fields))]
 
 
 def pages() -> APIRouter:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from fastapi import Form, Query, Request, Response
 from markupsafe import Markup
+from pydantic import Field
 
 from records import batches, classes, corrections, findings, history, library
 from records.corrections import BadCorrection
@@ -15,6 +16,7 @@ from records.history import ClassAccuracy, ClassGrowth, SubClass
 from web.database import Session
 from web.pages import plots
 from web.pages.frame import (
+    AT_ONCE,
     Author,
     Column,
     Decider,
@@ -23,8 +25,10 @@ from web.pages.frame import (
     done,
     pages,
     query,
+    selected,
     shown,
     sorted_by,
+    together,
 )
 from web.pages.plots import Bar, Measured
 
@@ -33,6 +37,7 @@ router = pages()
 PAGE = 60
 ROWS = 200
 PLOTTED = 40  # versions, and snapshots
+ACTS = 10  # that people did last
 COLUMNS = (
     Column("class", "name", number=False), Column("usable", "usable"), Column("train", "train"),
     Column("validation", "validation"), Column("test", "test"), Column("held out", "held"),
@@ -59,7 +64,8 @@ WAYS_OUT = {
 UNSHOWN = ("readable", "format", "still", "object_exists", "key_allowed")
 OTHERWISE = "Upload a mended object under the same key: the next night judges the new bytes."
 
-Images = Annotated[list[str], Form(min_length=1, max_length=1000)]
+Act = Annotated[int, Field(ge=1, lt=2**63)]
+Images = Annotated[list[str], Form(default_factory=list, max_length=AT_ONCE)]
 
 
 @router.get("/library")
@@ -76,7 +82,10 @@ def holdings(
         "made": sum(one.staged + one.synthetic for one in rows),
         "batches": batches.newest(session, most=10),
         "reasons": batches.quarantine_reasons(session),
-        "acts": corrections.acts(session, most=10),
+        "acts": together(
+            corrections.acts(session, most=AT_ONCE),
+            "act", "from_class", "to_class", "done_by", "done_at", "why",
+        )[:ACTS],
     }  # fmt: skip
     return shown(request, "library.html", facts)
 
@@ -97,10 +106,10 @@ def one_class(
         told = f"there is no class {name[:60]!r}: the library lists all"
         raise classes.UnknownClass(told, [name])
     today = known[name]
-    rows = library.images_of(session, today, after, PAGE)
+    rows = library.images_of(session, today, after, PAGE + 1)  # one more tells whether more follow
     facts = {
-        "name": today, "asked": name, "rows": rows,
-        "next": rows[-1].sha256 if len(rows) == PAGE else None,
+        "name": today, "asked": name, "rows": rows[:PAGE], "after": after,
+        "next": rows[PAGE - 1].sha256 if len(rows) > PAGE else None,
         "names": sorted(set(known.values())),
         "history": None if after else _history(session, today),
     }  # fmt: skip
@@ -179,7 +188,7 @@ def act(
     by: Author,
     images: Images,
     act: Annotated[Literal["remove", "restore", "relabel", "keep", "drop"], Form()],
-    to: Annotated[str, Form(max_length=2000)],
+    to: Annotated[str, Form(max_length=4000)],
     why: Why = "",
     label: Annotated[str, Form(max_length=255)] = "",
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
@@ -190,6 +199,7 @@ def act(
             f"the class {label.strip()!r} was typed and another button pressed: press `Relabel`, "
             "or empty the field"
         )
+    selected(images)
     if act == "relabel":
         if not label.strip():
             raise BadCorrection("say what they are: the name of a class")
@@ -208,19 +218,21 @@ def undo(
     request: Request,
     session: Session,
     by: Author,
-    number: Annotated[int, Form(ge=1, lt=2**63)],
+    number: Annotated[list[Act], Form(min_length=1, max_length=AT_ONCE)],
     why: Why = "",
 ) -> Response:
-    """Do the opposite of an act."""
-    corrections.undo(session, number, by, why)
-    return done(request, f"Act {number} is undone.", "/library")
+    """Do the opposite of an act, or of those on many images at once: of all of them or none."""
+    for one in number:
+        corrections.undo(session, one, by, why)
+    told = f"Act {number[0]} is" if len(number) == 1 else f"{len(number)} acts are"
+    return done(request, f"{told} undone.", "/library")
 
 
 @router.get("/library/quarantine")
 def quarantine(
     request: Request,
     session: Session,
-    _: Reader,
+    client: Reader,
     expectation: Annotated[str | None, Query(max_length=255)] = None,
     batch: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
 ) -> Response:
@@ -229,6 +241,8 @@ def quarantine(
         raise classes.BadClass(f"reason {expectation!r} {problem}")
     facts = {
         "batch": batches.get(session, batch) if batch else None,
+        "waiting": batches.waiting(session, batch, PAGE) if batch else [],
+        "may_decide": "admin" in client.scopes,
         "reasons": batches.quarantine_reasons(session, batch),
         "expectation": expectation,
         "rows": batches.in_quarantine(session, expectation or None, batch, ROWS),

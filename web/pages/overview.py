@@ -47,6 +47,7 @@ def overview(request: Request, session: Session, _: Reader) -> Response:
         "accuracy_plot": accuracy_plot(measured),
         "night": next((one for one in listed if one.purpose == "nightly"), None),
         "runs": listed,
+        "counted": bool(lacking), "most_lacking": LACKING,
         "lacking": [one for one in lacking if one.lacks > 0],
         "waiting": glances.waiting(session),
     }

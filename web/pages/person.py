@@ -33,16 +33,18 @@ def you(request: Request, client: Reader) -> Response:
 
 
 @router.post("/you")
-def name(request: Request, by: Author) -> Response:
-    """Remember a name."""
-    return done(request, f"What you do from now on is kept as done by {by}.", "/you")
+def name(
+    request: Request, by: Author, to: Annotated[str, Form(max_length=4000)] = "/you"
+) -> Response:
+    """Remember a name, and go on where it was asked for."""
+    return done(request, f"What you do from now on is kept as done by {by}.", to)
 
 
 @router.post("/sign-in")
 def sign_in(
     request: Request,
     key: Annotated[str, Form(max_length=255)],
-    to: Annotated[str, Form(max_length=2000)] = "/",
+    to: Annotated[str, Form(max_length=4000)] = "/",
 ) -> Response:
     """Keep a key in a cookie that no script can read, if it counts."""
     frame.refuse_strangers(request)

@@ -11,10 +11,13 @@ from records.findings import BadFilter, Findings
 from records.labels import BadLabels, Wish
 from web.database import Session
 from web.decisions import follow_later
-from web.pages.frame import Author, Reader, Why, done, shown
+from web.pages.frame import AT_ONCE, Author, Reader, Why, done, selected, shown, together
 from web.pages.frame import pages as new_router
 
 router = new_router()
+
+ACTS = 10  # that people did last
+CHOOSE = Findings("look-alike: choose a class")
 
 FILTERS = {
     "scarce": "Scarce classes", "staged": "Staged classes", "look-alike": "Look-alikes",
@@ -57,12 +60,15 @@ def found(
     told = asked.find(session, filter)
     facts = {
         "filters": FILTERS, "filter": filter, "about": ABOUT[filter], "found": told,
-        "sections": _sections(told), "class_name": class_name, "version": version, "pool": pool,
+        "counted": told not in (findings.NONE, CHOOSE), "sections": _sections(told),
+        "class_name": class_name, "version": version, "pool": pool,
         "below": below, "above": above, "group": group, "new": new, "most": most,
         "pools": pools.listed(session), "identifications": identifications.listed(session, 10),
         "names": sorted(set(classes.names(session).values())),
         "here": f"{request.url.path}?{request.url.query}",
-        "acts": labels.acts(session, 10),
+        "acts": together(
+            labels.acts(session, AT_ONCE), "act", "class_name", "done_by", "done_at"
+        )[:ACTS],
     }  # fmt: skip
     return shown(request, "pools.html", facts)
 
@@ -94,7 +100,7 @@ class _Asked:
             return findings.staged(session, self.class_name, **common)  # type: ignore[arg-type]
         if name == "look-alike":
             if self.class_name is None:
-                return Findings("look-alike: choose a class")
+                return CHOOSE
             return findings.look_alike(
                 session, self.class_name, self.version, self.pool, self.below, self.group,
                 self.most,
@@ -145,7 +151,7 @@ def act(
     session: Session,
     background: BackgroundTasks,
     by: Author,
-    images: Annotated[list[str], Form(min_length=1, max_length=1000)],
+    images: Annotated[list[str], Form(default_factory=list, max_length=AT_ONCE)],
     act: Annotated[Literal["confirm", "label", "dismiss", "unknown", "remove", "restore"], Form()],
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
     to: Annotated[str, Form(max_length=4000)] = "/pools",
@@ -162,7 +168,7 @@ def act(
             f"the class {label.strip()!r} was typed and another button pressed: press `Label`, or "
             "empty the field"
         )
-    wishes = [_wish(one, act, label, version) for one in images]
+    wishes = [_wish(one, act, label, version) for one in selected(images)]
     reason = why.strip() or None
     if act in ("confirm", "label"):
         new = (label,) if make and act == "label" else ()

@@ -28,8 +28,13 @@ ABOUT = {
     "pools": "pictures of pools whose answer is in doubt, what may be scarce first",
 }
 PAGE = 40
+SKIPPED = 200  # answers that a person may leave for later; each is asked for anew
 Queue = Literal["random", "confidence", "mistaken", "scarce", "pools"]
 Number = Annotated[int | None, Query(ge=1, lt=2**63)]
+# A transaction, or the version and the picture of an answer to a pool.
+Name = Annotated[
+    str, Query(pattern="^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]{1,18}:[0-9a-f]{64})?$")
+]
 
 
 @router.get("/reviews")
@@ -60,24 +65,48 @@ def next_one(
     queue: Queue = "random",
     version: Number = None,
     class_name: Annotated[str | None, Query(alias="class", max_length=255)] = None,
-    skip: Annotated[int, Query(ge=0, le=200)] = 0,
+    skip: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    last: Name = "",
+    again: Name = "",
 ) -> Response:
-    """The next answer of a queue, alone on its page; blind ones without what was said."""
+    """The next answer of a queue, alone on its page; blind ones without what was said.
+
+    last: the answer that was judged before this one; again: an answer to be judged once more.
+    """
     person = person_of(request)
     # of what the random queue has after the first of it, no verdict would be taken
-    offered = bool(person) and (queue != "random" or skip < reviews.OFFERED)
-    found = (
-        queues.waiting(session, queue, person, version, class_name or None, skip + 1)[skip:]
-        if offered
-        else []
-    )
+    most = reviews.OFFERED if queue == "random" else SKIPPED
+    offered = bool(person) and skip < most
+    one = None
+    if again and person:
+        one = queues.spoken_of(session, queue, _named(session, again))
+    elif offered:
+        found = queues.waiting(session, queue, person, version, class_name or None, skip + 1)
+        one = next(iter(found[skip:]), None)
+    given = {"queue": queue, "version": version, "class": class_name}
     facts = {
-        "queue": queue, "queues": NAMED, "one": found[0] if found else None,
+        "queue": queue, "queues": NAMED, "one": one,
         "names": sorted(set(classes.names(session).values())), "version": version,
         "class_name": class_name, "skip": skip,
-        "here": f"/reviews/next{query(queue=queue, version=version, **{'class': class_name})}",
+        "first": f"/reviews/next{query(**given)}",
+        "here": f"/reviews/next{query(**given, skip=skip)}",
+        "then": f"/reviews/next{query(**given, skip=skip, last=one and _name(one))}",
+        "again": f"/reviews/next{query(**given, skip=skip, again=last)}" if last else None,
+        "later": f"/reviews/next{query(**given, skip=skip if again else skip + 1)}",
     }  # fmt: skip
     return shown(request, "review.html", facts)
+
+
+def _name(one: queues.Waiting) -> str:
+    """What an answer is called in an address."""
+    return str(one.transaction_id or f"{one.version_id}:{one.sha256}")
+
+
+def _named(session: Session, name: str) -> Answered:
+    number, colon, image = name.partition(":")
+    if colon:
+        return reviews.of_identification(session, int(number), image)
+    return reviews.of_transaction(session, uuid.UUID(name))
 
 
 @router.post("/reviews")
@@ -90,7 +119,7 @@ def say(
     transaction: Annotated[uuid.UUID | None, Form()] = None,
     version: Annotated[int | None, Form(ge=1, lt=2**63)] = None,
     image: Annotated[str, Form(pattern="^([0-9a-f]{64})?$")] = "",
-    to: Annotated[str, Form(max_length=2000)] = "/reviews",
+    to: Annotated[str, Form(max_length=4000)] = "/reviews",
     verdict: Annotated[Literal["right", "wrong", "bad image", "cannot tell", ""], Form()] = "",
     label: Annotated[str, Form(max_length=255)] = "",
     named: Annotated[str, Form(max_length=255)] = "",
@@ -151,17 +180,21 @@ def evaluated(
     skip: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> Response:
     """Every image that the version answered wrongly or in doubt, the worst first."""
-    rows = queues.evaluated(
-        session, version_id, subject or None, class_name or None, every, again, PAGE, skip
-    )
+    known, name = classes.names(session), class_name.strip()
+    rows = queues.evaluated(  # one more tells whether more follow
+        session, version_id, subject or None, known.get(name, name) or None, every, again,
+        PAGE + 1, skip,
+    )  # fmt: skip
     given = {"subject": subject, "class": class_name, "every": every or None,
              "again": again or None}  # fmt: skip
     facts = {
-        "version": versions.get(session, version_id), "rows": rows, "subject": subject,
-        "class_name": class_name, "every": every, "again": again, "skip": skip,
+        "version": versions.get(session, version_id), "rows": rows[:PAGE],
+        "subject": subject, "class_name": class_name, "every": every, "again": again,
+        "first": query(**given) or "?" if skip else None,
         "subjects": ("benchmark", "test", "validation", "batch", "library"),
-        "here": f"/versions/{version_id}/images{query(**given)}",
-        "next": query(**given, skip=skip + PAGE) if len(rows) == PAGE else None,
-        "names": sorted(set(classes.names(session).values())),
+        "here": f"/versions/{version_id}/images{query(**given, skip=skip)}",
+        "next": query(**given, skip=skip + PAGE) if len(rows) > PAGE else None,
+        "strange": name not in known, "names": sorted(set(known.values())),
     }  # fmt: skip
     return shown(request, "images.html", facts)
+

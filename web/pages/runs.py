@@ -26,7 +26,8 @@ MOST = 100
 @router.get("/runs")
 def listed(request: Request, session: Session, _: Reader) -> Response:
     """The newest runs."""
-    facts = {"runs": runs.listed(session, most=MOST), "took": took, "prefect": prefect_address()}
+    facts = {"runs": runs.listed(session, most=MOST), "took": took, "most": MOST,
+             "prefect": prefect_address()}  # fmt: skip
     return shown(request, "runs.html", facts)
 
 

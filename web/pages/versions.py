@@ -20,6 +20,7 @@ from records import (
     versions,
 )
 from records.evaluations import EvaluationRow
+from records.tables import PURPOSES
 from vision.scores import ClassScore, Confusion
 from web.database import Session
 from web.decisions import Deciding, Decisions
@@ -43,6 +44,7 @@ Number = Annotated[int, Path(ge=1, lt=2**63)]
 MOST_VERSIONS = 1000
 OFFERED = 200  # to compare; others by their number in the address
 ROWS = 50  # of a table whose end is one click away
+LIVE = 20  # changes of what serves
 MAPS, FLIPS = 24, 24
 MATRIX = 16  # classes, those that are confused most
 CLASS_COLUMNS = (
@@ -57,16 +59,13 @@ def listed(
     session: Session,
     _: Reader,
     most: Annotated[int, Query(ge=1, le=MOST_VERSIONS)] = ROWS,
-    purpose: str | None = None,
+    purpose: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
-    """The newest versions, and what served when."""
-    rows = summaries.of_versions(most)
+    """The newest versions, of all purposes or of one, and what served when."""
+    rows = summaries.of_versions(most + 1, purpose or None)  # one more tells whether there are more
     facts = {
-        "versions": [one for one in rows if not purpose or one.purpose == purpose],
-        "purposes": sorted({one.purpose for one in rows}), "purpose": purpose or "",
-        "most": most, "more": len(rows) == most,
-        "live": history.answered(session, history.live(most=20)),
-        "may_decide": _decisions(request) is not None,
+        "versions": rows[:most], "purposes": PURPOSES, "purpose": purpose, "most": most,
+        "more": len(rows) > most, "live": history.answered(session, history.live(most=LIVE)),
     }  # fmt: skip
     return shown(request, "versions.html", facts)
 
@@ -75,7 +74,7 @@ def listed(
 def one_version(
     request: Request,
     session: Session,
-    _: Reader,
+    client: Reader,
     version_id: Number,
     on: str | None = None,
     sort: str | None = None,
@@ -85,6 +84,7 @@ def one_version(
     version = versions.get(session, version_id)
     found = evaluations.of_version(session, version_id)
     judged = deployments.verdict(session, version_id)
+    rejected = deployments.rejected(session, version_id)
     champion = deployments.champion(session)
     flipped = flips.of_verdict(session, judged) if judged else []
     maps = evaluations.gradcams(session, version_id)
@@ -99,7 +99,7 @@ def one_version(
         "columns": CLASS_COLUMNS, "every": every, "rows_shown": ROWS,
         "thresholds": evaluations.thresholds(session, version_id),
         "verdict": judged, "checks": deployments.checks(session, judged.id) if judged else [],
-        "rejected": deployments.rejected(session, version_id),
+        "rejected": rejected, "may_decide": "admin" in client.scopes,
         "flips": flipped[:FLIPS], "lost": sum(not one.gained for one in flipped),
         "gained": sum(one.gained for one in flipped),
         "maps": _gallery(maps), "all_maps": len(maps),
@@ -112,7 +112,10 @@ def one_version(
         "lacking": [one for one in counts if one.lacks > 0],
         "epochs": versions.epochs(session, version_id),
         "epochs_plot": _epochs(versions.epochs(session, version_id)),
-        "can": _possible(version, judged is not None and not judged.passed, champion, request),
+        "can": _possible(
+            version, judged is not None and not judged.passed, rejected is not None, champion,
+            request,
+        ),
     }  # fmt: skip
     return shown(request, "version.html", facts)
 
@@ -244,16 +247,16 @@ def _decisions(request: Request) -> Decisions | None:
 
 
 def _possible(
-    version: versions.VersionRow, refused: bool, champion: Any, request: Request
+    version: versions.VersionRow, refused: bool, rejected: bool, champion: Any, request: Request
 ) -> dict[str, bool]:
     """What a person may decide of a version; the acts themselves refuse what they must."""
     serves = champion is not None and champion.version_id == version.id
     able = _decisions(request) is not None and version.state == "trained" and not serves
     return {
-        "approve": able and refused and version.purpose in deployments.SERVING,
+        "approve": able and (refused or rejected) and version.purpose in deployments.SERVING,
         "adopt": able and version.purpose in ("control", "bakeoff"),
-        "roll_back": able and version.purpose in deployments.SERVING,
-        "reject": not serves and version.purpose in deployments.SERVING,
+        "roll_back": able and not rejected and version.purpose in deployments.SERVING,
+        "reject": not (serves or rejected) and version.purpose in deployments.SERVING,
     }
 
 

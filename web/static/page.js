@@ -7,6 +7,7 @@ const typing = (element) =>
 // Keys that a page names: `data-key` on a button or link presses it, on a field goes there.
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.repeat) return; // a key that is held down would judge one picture after the other
   if (event.key === "Escape" && typing(document.activeElement)) {
     document.activeElement.blur();
     return;
@@ -20,6 +21,15 @@ document.addEventListener("keydown", (event) => {
   if (typing(found)) found.focus();
   else found.click();
 });
+
+// Back to a form that was refused, as it was left: what was selected and typed still is.
+for (const link of document.querySelectorAll("a[data-back]")) {
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || history.length < 2) return;
+    event.preventDefault();
+    history.back();
+  });
+}
 
 // A grid of pictures: arrows go from one to the next, space selects (as everywhere), shift with a
 // click or an arrow selects all between, a selects all, n none.
@@ -73,6 +83,7 @@ for (const form of document.querySelectorAll("form[data-grid]")) {
     count();
   });
   form.addEventListener("change", count);
+  addEventListener("pageshow", count); // whoever comes back finds what was selected
   for (const button of form.querySelectorAll("button[data-select]")) {
     button.hidden = false;
     button.addEventListener("click", () => {
