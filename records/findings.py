@@ -220,7 +220,7 @@ def look_alike(
     distinct = _without_copies(_candidates(rows))
     grouped = _grouped(session, asked.version_id, distinct)
     return Findings(
-        f"look-alike: version {asked.version_id} takes them for {name!r} at less than {below:.2f}",
+        f"look-alike: version {asked.version_id} takes them for {name!r} at less than {below:g}",
         tuple(_some_of_each(grouped, group, most)),
     )
 
