@@ -1,5 +1,6 @@
 """The service follows the deployment log: without a pause, and never to what it cannot trust."""
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,10 +17,12 @@ from infra import database
 from infra.embedded import Addresses
 from records import keys
 from records.versions import export_key
+from web import champion
 from web.errors import AWAY
 from web.rules import Rules
 from web.transaction_log import open_log
 
+THREADS = 60  # of pages, of which a process has 40
 MOST_CONNECTIONS = 15  # of SQLAlchemy's pool, 5 that stay and 10 more
 
 
@@ -157,6 +160,44 @@ def test_pages_that_are_slow_keep_no_promotion_waiting(world: World) -> None:
         answering.deploy(world, 2)
         answering.until(lambda: service.labels() == NAMES[1], PATIENCE)
         answering.until(lambda: service.figure("regraft_log_written") >= 1, PATIENCE)
+
+
+def test_pages_that_are_slow_keep_no_named_request_waiting(world: World) -> None:
+    """Whoever looks for what was answered before has threads of its own."""
+    slow: list[threading.Thread] = []
+    with answering.serving(Rules(answer_seconds=3), open_log()) as service:
+        with database.connect().engine.begin() as holding:
+            holding.exec_driver_sql("LOCK TABLE versions")
+            for _ in range(THREADS):
+                ask = functools.partial(httpx.get, f"{service.client.base_url}/v1/history/live",
+                                        timeout=60)  # fmt: skip
+                slow.append(threading.Thread(target=ask))
+                slow[-1].start()
+            limiter = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            with database.Database(world.url).engine.connect() as looking:
+                answering.until(
+                    lambda: looking.exec_driver_sql(limiter).scalar_one() >= MOST_CONNECTIONS - 2
+                )
+            answer = service.client.post(
+                "/v1/predictions", content=BODY,
+                headers={"Content-Type": "image/jpeg", "Idempotency-Key": "ann:1"},
+            )  # fmt: skip
+            assert answer.status_code == 200, answer.text
+        for thread in slow:
+            thread.join()
+
+
+def test_a_database_that_hangs_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what watches over the service, though nothing fails: there is no answer at all."""
+    monkeypatch.setattr(champion, "BEHIND_SECONDS", 2.0)
+    with answering.serving() as service:
+        with database.connect().engine.begin() as holding:
+            holding.exec_driver_sql("LOCK TABLE deployments")
+            answering.until(
+                lambda: service.client.get("/readyz").json()["problem"] == champion.LATE, 10
+            )
+            assert service.figure("regraft_behind") == 1
+        answering.until(lambda: service.client.get("/readyz").json()["problem"] is None, 10)
 
 
 def test_nothing_serves_until_something_does(world: World) -> None:

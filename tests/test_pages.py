@@ -447,6 +447,16 @@ def test_what_comes_of_nothing_is_told_once_to_who_asked(service: Service) -> No
     assert asked.status_code == 404
 
 
+def test_what_came_of_a_decision_that_was_forgotten_is_in_postgres(service: Service) -> None:
+    """Who waits for one on a service that was started anew reads what the newest one came to."""
+    ann = {"Cookie": "regraft_person=Ann", **BROWSER_SAYS, **LOOKS}
+    waited = "Nothing is being judged now. Version 2 "
+    assert waited not in service.client.get("/versions/2", headers=ann).text
+    told = service.client.get("/versions/2?wait=1", headers=ann).text
+    assert waited in told
+    assert "refused by the gate on" in told or "came to serve on" in told
+
+
 def test_a_service_that_stops_finishes_what_was_decided(world: World) -> None:
     """The act that was begun is done whole before the service ends."""
     newest = "SELECT version_id, kind FROM deployments ORDER BY id DESC LIMIT 1"

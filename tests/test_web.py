@@ -4,9 +4,11 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import answering
 import httpx
@@ -15,7 +17,7 @@ import pytest
 import worlds
 from answering import BODY, KEY, NAMES, Service
 from PIL import Image
-from worlds import World
+from worlds import FREE, World
 
 from infra.embedded import Addresses
 from records import keys
@@ -135,6 +137,9 @@ BAD: list[tuple[str, str, dict[str, str], bytes, int, str]] = [
     ("no keys", "", JSON, b'{"keys": []}', 422, "keys=[]: "),
     ("a number for keys", "", JSON, b'{"keys": 1}', 422, "keys=1: "),
     ("an unknown field", "", JSON, b'{"keys": ["pools/a"], "more": 1}', 422, "more=1: extra"),
+    ("half a letter", "", JSON, b'{"keys": ["pools/a"], "\\ud800": 1}', 422, "\\ud800"),
+    ("half a letter for a name", "", {"Content-Type": "multipart/form-data; boundary=x; "
+     "charset=unicode_escape"}, form(("image", '; filename="\\ud800"', b"GIF89a"))[1], 422, "GIF"),
     ("too many keys", "", JSON, json.dumps({"keys": [KEY] * 5}).encode(), 422, "5 pictures at onc"),
     ("top_k=-1", "?top_k=-1", JPEG, BODY, 422, "top_k='-1': input should be greater than"),
     ("top_k=1e9", "?top_k=1000000000", JPEG, BODY, 422, "top_k='1000000000': input should be l"),
@@ -222,6 +227,14 @@ def test_a_body_is_stopped_while_it_streams(service: Service) -> None:
     assert service.ask().status_code == 200
 
 
+def test_only_pictures_are_long(service: Service) -> None:
+    """Other bodies are read in one go, some before it is known whose they are."""
+    long = b'{"by": "' + b"a" * 2_100_000 + b'"}'
+    for path in ("/v1/reviews", "/v1/reviews/acts", "/library/act"):
+        answer = service.client.post(path, content=long, headers=JSON)
+        assert (answer.status_code, "more than 2 MB" in answer.json()["detail"]) == (413, True)
+
+
 def test_a_length_that_is_a_lie_harms_nobody(service: Service) -> None:
     """Too short: what is too much is no request; too long: the rest never comes."""
     with service.connection() as connection:
@@ -263,6 +276,39 @@ def test_a_slow_client_is_not_waited_for(
     with service.connection() as connection:  # a second request on a good connection
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /hea")
         assert answering.told(connection).count(b"HTTP/1.1 200") == 1
+
+
+def test_a_connection_on_which_nothing_moves_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a body that nobody reads, in drops; an answer of which nothing is taken."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    with answering.serving() as service:
+        with service.connection() as connection:
+            head = "Content-Type: text/html\r\nContent-Length: 1000\r\n"
+            connection.sendall(answering.request("/v1/predictions", head))
+            assert b"415" in connection.recv(65536)
+            begun = time.monotonic()
+            with pytest.raises(ConnectionError):
+                while time.monotonic() - begun < 8:
+                    connection.sendall(b"a")
+                    time.sleep(0.2)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", service.port))
+            asked = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100
+            connection.sendall(asked)
+            time.sleep(5)
+            connection.settimeout(5)
+            assert len(answering.told(connection)) < 2_000_000
+        # on a connection that was answered early the next request has its own time
+        with service.connection() as connection:
+            connection.sendall(answering.request("/v1/predictions", head))
+            assert b"415" in connection.recv(65536)
+            connection.sendall(b"a" * 1000 + b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            time.sleep(1.5)
+            connection.sendall(b"\r\n")
+            assert b"200 OK" in connection.recv(65536)
 
 
 def test_a_head_without_end_is_cut(service: Service) -> None:
@@ -317,6 +363,27 @@ def test_a_repeated_request_has_one_answer_and_one_row(
     assert world.ask("SELECT count(*) FROM transactions WHERE request_id = 'ann:17'") == [(1,)]
 
 
+def test_a_part_of_an_answer_is_no_answer(
+    service: Service, world: World, log: TransactionLog
+) -> None:
+    """Of a request that an older program tore apart all is told, and what was lost comes in."""
+    files = [("image", ("a.jpg", BODY)), ("image", ("b.jpg", BODY))]
+
+    def ask() -> httpx.Response:
+        return service.client.post(
+            "/v1/predictions", files=files, headers={"Idempotency-Key": "ann:torn"}
+        )
+
+    rows = "SELECT at, id, ordinal FROM transactions WHERE request_id = 'ann:torn' ORDER BY ordinal"
+    first = ask().json()
+    answering.until(lambda: len(world.ask(rows)) == 2)
+    before = world.ask(rows)
+    world.act(FREE, "DELETE FROM transactions WHERE request_id = 'ann:torn' AND ordinal = 1")
+    log._known.clear()  # as another process, which has only Postgres
+    assert ask().json() == first
+    answering.until(lambda: world.ask(rows) == before)
+
+
 def test_every_answer_is_in_the_log(service: Service, world: World) -> None:
     """With its version, its classes as they were told, its client, and what it took."""
     body = pictures.jpeg(pictures.photograph(77))
@@ -358,6 +425,8 @@ def test_the_service_says_how_it_is(service: Service) -> None:
     nothing = service.client.get("/nowhere/<b>")
     assert (nothing.status_code, nothing.headers["content-type"]) == (404, "application/json")
     assert "there is nothing at /nowhere/<b>" in nothing.json()["detail"]
+    assert service.client.request("PROPFIND", "/healthz").status_code == 405
+    assert "PROPFIND" not in service.client.get("/metrics").text  # clients invent no figures
     wrong = service.client.get("/v1/predictions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "GET is not for /v1/predictions: use POST" in wrong.json()["detail"]
@@ -445,6 +514,28 @@ def test_too_many_at_once_are_sent_away_at_once(world: World) -> None:
     refused = next(one for one in done if one.status_code == 503)
     assert refused.headers["retry-after"] == "1"
     assert "try again soon" in refused.json()["detail"]
+
+
+def test_large_pictures_are_decoded_one_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many cores there are, and however many such pictures come at once."""
+    monkeypatch.setenv("REGRAFT_THREADS", "6")
+    body = pictures.png_of_size(5000, 5000, whole=True)  # 100 MB once it is red, green and blue
+    with answering.serving() as service:
+        assert service.ask(body).status_code == 200
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+        before = _memory("VmRSS")
+        files = [("image", (f"{number}.png", body)) for number in range(12)]
+        answer = service.client.post("/v1/predictions", files=files)
+        assert answer.status_code == 200
+        assert _memory("VmHWM") - before < 300
+
+
+def _memory(which: str) -> float:
+    """MB of this process: VmRSS now, VmHWM the most there was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(which))
 
 
 def test_what_takes_too_long_is_given_up(world: World) -> None:

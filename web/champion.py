@@ -25,6 +25,8 @@ from web.errors import AWAY
 log = logging.getLogger("regraft.web")
 
 EVERY = 1.0  # seconds; a promotion must be live within five
+BEHIND_SECONDS = 10.0  # without a word from the database
+LATE = "Postgres or S3 takes long to say what serves: look at what they do"
 BAD_SECONDS = 60.0  # until a file that is not what was stored is read again
 STOP_SECONDS = 5.0
 
@@ -87,6 +89,12 @@ class Follower:
         if self.serving is None:
             raise NothingServes(self.problem or "no version serves yet")
         return self.serving
+
+    @property
+    def behind(self) -> str | None:
+        """Why it cannot be followed what the database wants, or None."""
+        late = time.monotonic() - self.seen_at > BEHIND_SECONDS
+        return self.problem or (LATE if late else None)
 
     def look(self) -> None:
         """Read the database once and do what it says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -12,11 +13,13 @@ from PIL import Image
 from infra import settings, storage
 from infra.storage import Changed, Gone
 from vision import images
-from vision.images import BadImage
+from vision.images import BadImage, Large
+from web.memory import AT_ONCE
 
 SIDE = 160
 QUALITY = 80
 TOGETHER = 256
+_one = threading.Lock()
 
 
 def thumbnails(
@@ -30,7 +33,7 @@ def thumbnails(
 
     def make(place: tuple[str, str | None]) -> Image.Image | str:
         try:
-            return images.thumbnail(store.read(*place), side)
+            return thumbnail(store.read(*place), side)
         except (Gone, Changed, BadImage) as problem:
             return str(problem)
 
@@ -38,6 +41,15 @@ def thumbnails(
     with ThreadPoolExecutor(settings.load().workers, "regraft-thumbnails") as pool:
         while some := list(islice(rest, TOGETHER)):  # or all would wait in memory
             yield from pool.map(make, some)
+
+
+def thumbnail(body: bytes, side: int) -> Image.Image:
+    """A picture made small, of large ones one at a time; raises `BadImage`."""
+    try:
+        return images.thumbnail(body, side, AT_ONCE)
+    except Large:
+        with _one:
+            return images.thumbnail(body, side)
 
 
 def encoded(image: Image.Image) -> bytes:
