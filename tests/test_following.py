@@ -162,6 +162,23 @@ def test_pages_that_are_slow_keep_no_promotion_waiting(world: World) -> None:
         answering.until(lambda: service.figure("regraft_log_written") >= 1, PATIENCE)
 
 
+def test_more_requests_than_threads_and_connections_are_answered(world: World) -> None:
+    """Nobody who has a connection waits for a thread, while all threads wait for a connection."""
+    statuses: list[int] = []
+    with answering.serving() as service:
+
+        def ask() -> None:
+            asked = httpx.get(f"{service.client.base_url}/v1/history/live", timeout=60)
+            statuses.append(asked.status_code)
+
+        clients = [threading.Thread(target=ask) for _ in range(3 * THREADS)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+    assert statuses == [200] * len(clients)
+
+
 def test_pages_that_are_slow_keep_no_named_request_waiting(world: World) -> None:
     """Whoever looks for what was answered before has threads of its own."""
     slow: list[threading.Thread] = []
@@ -173,10 +190,10 @@ def test_pages_that_are_slow_keep_no_named_request_waiting(world: World) -> None
                                         timeout=60)  # fmt: skip
                 slow.append(threading.Thread(target=ask))
                 slow[-1].start()
-            limiter = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             with database.Database(world.url).engine.connect() as looking:
                 answering.until(
-                    lambda: looking.exec_driver_sql(limiter).scalar_one() >= MOST_CONNECTIONS - 2
+                    lambda: looking.exec_driver_sql(waiting).scalar_one() >= MOST_CONNECTIONS - 2
                 )
             answer = service.client.post(
                 "/v1/predictions", content=BODY,

@@ -129,6 +129,8 @@ BAD: list[tuple[str, str, dict[str, str], bytes, int, str]] = [
      "Missing boundary"),
     ("half a form", "", {"Content-Type": "multipart/form-data; boundary=x"}, b"no form at all",
      422, "this form cannot be read"),
+    ("a charset of no text", "", {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+     form(("image", FILE, BODY))[1], 422, "this form cannot be read"),
     ("the second is bad", "", *form(("image", FILE, BODY), ("image", FILE, b"GIF89a")), 422,
      "image 2 ('a.jpg'): not JPEG, PNG, WEBP or BMP but GIF"),
     ("half of JSON", "", JSON, b'{"keys": [', 422, "the body is no JSON"),
@@ -288,11 +290,8 @@ def test_a_connection_on_which_nothing_moves_is_closed(
             head = "Content-Type: text/html\r\nContent-Length: 1000\r\n"
             connection.sendall(answering.request("/v1/predictions", head))
             assert b"415" in connection.recv(65536)
-            begun = time.monotonic()
             with pytest.raises(ConnectionError):
-                while time.monotonic() - begun < 8:
-                    connection.sendall(b"a")
-                    time.sleep(0.2)
+                _drip(connection, 8.0)
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", service.port))
@@ -309,6 +308,14 @@ def test_a_connection_on_which_nothing_moves_is_closed(
             time.sleep(1.5)
             connection.sendall(b"\r\n")
             assert b"200 OK" in connection.recv(65536)
+
+
+def _drip(connection: socket.socket, seconds: float) -> None:
+    """Send a byte five times a second."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds:
+        connection.sendall(b"a")
+        time.sleep(0.2)
 
 
 def test_a_head_without_end_is_cut(service: Service) -> None:

@@ -16,7 +16,7 @@ from infra import storage
 from infra.storage import BadKey, Changed, Gone, bad_key
 from vision.images import too_large
 from web.bounds import hold
-from web.errors import AGAIN, sentence
+from web.errors import AGAIN, sentence, whole
 from web.rules import Rules
 
 FIELD = "image"
@@ -76,10 +76,11 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
     parser.spool_max_size = rules.most_bytes  # nothing of a picture touches the disk
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    except (MultiPartException, UnicodeError) as error:  # the latter of names in an odd charset
+        problem = str(getattr(error, "message", error)).rstrip(".")
         raise HTTPException(
             422,
-            f"this form cannot be read ({error.message.rstrip('.')}): send 1 to "
+            f"this form cannot be read ({problem}): send 1 to "
             f"{rules.most_pictures} files in fields called {FIELD!r}, and nothing else",
         ) from None
     try:
@@ -89,7 +90,7 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
                 raise HTTPException(
                     422, f"form field {field[:60]!r}: call each file's field {FIELD!r}"
                 )
-            found.append((value.filename or None, await value.read()))
+            found.append((whole(value.filename or "") or None, await value.read()))
     finally:
         await form.close()
     if not found:
