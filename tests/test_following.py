@@ -184,7 +184,7 @@ def test_pages_that_are_slow_keep_no_named_request_waiting(world: World) -> None
     slow: list[threading.Thread] = []
     with answering.serving(Rules(answer_seconds=3), open_log()) as service:
         with database.connect().engine.begin() as holding:
-            holding.exec_driver_sql("LOCK TABLE versions")
+            holding.exec_driver_sql("LOCK TABLE deployments")
             for _ in range(THREADS):
                 ask = functools.partial(httpx.get, f"{service.client.base_url}/v1/history/live",
                                         timeout=60)  # fmt: skip

@@ -16,7 +16,7 @@ from infra import storage
 from infra.storage import BadKey, Changed, Gone, bad_key
 from vision.images import too_large
 from web.bounds import hold
-from web.errors import AGAIN, sentence, whole
+from web.errors import AGAIN, sentence
 from web.rules import Rules
 
 FIELD = "image"
@@ -90,7 +90,9 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
                 raise HTTPException(
                     422, f"form field {field[:60]!r}: call each file's field {FIELD!r}"
                 )
-            found.append((whole(value.filename or "") or None, await value.read()))
+            # A charset of the client's choice lets in half a letter, which no answer can hold.
+            name = (value.filename or "").encode(errors="backslashreplace").decode()
+            found.append((name or None, await value.read()))
     finally:
         await form.close()
     if not found:

@@ -63,12 +63,7 @@ def answer_errors(app: FastAPI) -> None:
 
 def told(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer to a request that is refused."""
-    return JSONResponse({"detail": whole(sentence)}, status, headers)
-
-
-def whole(words: str) -> str:
-    """The words without halves of letters, which JSON can hold and no answer can."""
-    return words.encode(errors="backslashreplace").decode()
+    return JSONResponse({"detail": sentence}, status, headers)
 
 
 def answer(request: Request, error: Exception) -> JSONResponse:

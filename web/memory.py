@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 
 # Pixels that each thread may decode at once, whatever the others do. Of larger pictures one is
-# decoded at a time: each takes up to a gigabyte, and there may be many threads.
+# decoded at a time: each takes up to 1.2 GB (a transparent WEBP), and there may be many threads.
 AT_ONCE = 8_000_000
 ARENAS = 2
 _M_ARENA_MAX = -8  # of malloc.h
