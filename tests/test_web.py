@@ -19,14 +19,18 @@ from answering import BODY, KEY, NAMES, Service
 from PIL import Image
 from worlds import FREE, World
 
+from infra import storage
 from infra.embedded import Addresses
+from infra.storage import Storage
 from records import keys
 from web import server
 from web.rules import Rules
 from web.transaction_log import TransactionLog, open_log
 
 MOST = 2_000_000
-RULES = Rules(most_bytes=MOST, form_bytes=500_000, held_bytes=4 * MOST, most_pictures=4, body_seconds=2.0)
+RULES = Rules(
+    most_bytes=MOST, form_bytes=500_000, held_bytes=4 * MOST, most_pictures=4, body_seconds=2.0
+)  # fmt: skip
 JPEG = {"Content-Type": "image/jpeg"}
 JSON = {"Content-Type": "application/json"}
 
@@ -129,7 +133,8 @@ BAD: list[tuple[str, str, dict[str, str], bytes, int, str]] = [
      "Missing boundary"),
     ("half a form", "", {"Content-Type": "multipart/form-data; boundary=x"}, b"no form at all",
      422, "this form cannot be read"),
-    ("a charset of no text", "", {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+    ("a charset of no text", "",
+     {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
      form(("image", FILE, BODY))[1], 422, "this form cannot be read"),
     ("the second is bad", "", *form(("image", FILE, BODY), ("image", FILE, b"GIF89a")), 422,
      "image 2 ('a.jpg'): not JPEG, PNG, WEBP or BMP but GIF"),
@@ -576,6 +581,32 @@ def test_key_names_and_scopes_are_checked(world: World) -> None:
                 keys.make(session, name, scopes, "a test")
         with pytest.raises(keys.UnknownKey, match="regraft key list"):
             keys.revoke(session, "never", "a test")
+
+
+def test_a_stop_waits_for_no_read_of_s3_before_it_writes_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that hang hold threads that all share; what was answered is written all the same."""
+    log, written = open_log(), threading.Event()
+    deaf = socket.create_server(("127.0.0.1", 0), backlog=64)
+    nowhere = Storage(f"http://127.0.0.1:{deaf.getsockname()[1]}", "none", "key", "secret")
+    monkeypatch.setattr(storage, "connect", lambda: nowhere)
+
+    def hang_up_late() -> None:
+        try:
+            answering.until(lambda: log._closing, 20)
+            written.set()
+        finally:
+            deaf.close()
+
+    with answering.serving(Rules(answer_seconds=0.5), log) as service:
+        for _ in range(3):  # a machine of many cores has 32 such threads
+            late = service.client.post("/v1/predictions", json={"keys": [KEY] * 16})
+            assert (late.status_code, "S3 did not give" in late.text) == (503, True)
+        later = threading.Thread(target=hang_up_late)
+        later.start()
+    later.join()
+    assert written.is_set()
 
 
 def test_an_orderly_stop_answers_and_writes_what_was_begun(world: World) -> None:
