@@ -590,7 +590,6 @@ def test_a_stop_waits_for_no_read_of_s3_before_it_writes_the_log(
     log, written = open_log(), threading.Event()
     deaf = socket.create_server(("127.0.0.1", 0), backlog=64)
     nowhere = Storage(f"http://127.0.0.1:{deaf.getsockname()[1]}", "none", "key", "secret")
-    monkeypatch.setattr(storage, "connect", lambda: nowhere)
 
     def hang_up_late() -> None:
         try:
@@ -600,6 +599,7 @@ def test_a_stop_waits_for_no_read_of_s3_before_it_writes_the_log(
             deaf.close()
 
     with answering.serving(Rules(answer_seconds=0.5), log) as service:
+        monkeypatch.setattr(storage, "connect", lambda: nowhere)
         for _ in range(3):  # a machine of many cores has 32 such threads
             late = service.client.post("/v1/predictions", json={"keys": [KEY] * 16})
             assert (late.status_code, "S3 did not give" in late.text) == (503, True)
