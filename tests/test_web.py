@@ -243,7 +243,7 @@ def test_a_body_is_stopped_while_it_streams(service: Service) -> None:
 def test_only_pictures_are_long(service: Service) -> None:
     """Other bodies are read in one go, some before it is known whose they are."""
     long = b'{"by": "' + b"a" * 510_000 + b'"}'
-    for path in ("/v1/reviews", "/v1/reviews/acts", "/library/act"):
+    for path in ("/v1/reviews", "/v1/reviews/acts", "/library/act", "/v1/predictions"):
         answer = service.client.post(path, content=long, headers=JSON)
         assert (answer.status_code, "more than 0.5 MB" in answer.json()["detail"]) == (413, True)
 

@@ -101,6 +101,10 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
 
 
 def _keys(body: bytes, rules: Rules) -> list[str]:
+    if len(body) > rules.form_bytes:  # of which nobody else is answered while it is read
+        raise HTTPException(
+            413, f"keys: the body has more than {rules.form_bytes / 1e6:g} MB: name fewer pictures"
+        )
     try:
         given: Any = json.loads(body)
         keys = Keys.model_validate(given).keys
