@@ -1,9 +1,10 @@
 """The service follows the deployment log: without a pause, and never to what it cannot trust."""
 
 import functools
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import answering
@@ -13,8 +14,9 @@ import worlds
 from answering import BODY, NAMES, PATIENCE, Service
 from worlds import FREE, World
 
-from infra import database
+from infra import database, storage
 from infra.embedded import Addresses
+from infra.storage import Storage
 from records import keys
 from records.versions import export_key
 from web import champion
@@ -160,6 +162,27 @@ def test_pages_that_are_slow_keep_no_promotion_waiting(world: World) -> None:
         answering.deploy(world, 2)
         answering.until(lambda: service.labels() == NAMES[1], PATIENCE)
         answering.until(lambda: service.figure("regraft_log_written") >= 1, PATIENCE)
+
+
+def test_a_revoked_key_counts_no_longer_while_a_version_is_loaded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows the log waits for S3, which hangs; whoever reads the keys does not."""
+    with world.transaction() as session:
+        key = keys.make(session, "camera", ["predict"], "a test")
+    deaf = socket.create_server(("127.0.0.1", 0))
+    nowhere = Storage(f"http://127.0.0.1:{deaf.getsockname()[1]}", "none", "key", "secret")
+    with answering.serving(Rules(loopback=False)) as service, closing(deaf):
+        service.client.headers["Authorization"] = f"Bearer {key}"
+        assert service.ask().status_code == 200
+        monkeypatch.setattr(storage, "connect", lambda: nowhere)
+        answering.deploy(world, 2)
+        deaf.settimeout(PATIENCE)
+        reading, _ = deaf.accept()
+        with closing(reading), world.transaction() as session:
+            keys.revoke(session, "camera", "a test")
+            session.commit()
+            answering.until(lambda: service.ask().status_code == 401, PATIENCE)
 
 
 def test_more_requests_than_threads_and_connections_are_answered(world: World) -> None:
