@@ -664,6 +664,11 @@ def test_text_that_postgres_cannot_keep_is_refused(service: Service, path: str) 
             address, content=f"{parts}--x--\r\n", headers={**BROWSER_SAYS, "Content-Type": kind}
         )
         assert (answer.status_code, "half a surrogate pair" in answer.text) == (422, True), field
+        kind = "multipart/form-data; boundary=x; charset=undefined"
+        answer = service.client.post(
+            address, content=f"{parts}--x--\r\n", headers={**BROWSER_SAYS, "Content-Type": kind}
+        )
+        assert (answer.status_code, "send it in UTF-8" in answer.text) == (422, True), field
     unnamed = {"Cookie": "regraft_person=a%00b"}
     assert "Say who you are" in service.client.get("/reviews/next", headers=unnamed).text
 
