@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 
-# Pixels that each thread may decode at once, whatever the others do. Of larger pictures one is
-# decoded at a time: each takes up to 1.2 GB (a transparent WEBP), and there may be many threads.
+# Pixels that each thread may decode at once, whatever the others do. Larger pictures, of which each
+# takes up to 1.2 GB (a transparent WEBP), wait for each other: there may be many threads.
 AT_ONCE = 8_000_000
 ARENAS = 2
 _M_ARENA_MAX = -8  # of malloc.h

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from web.memory import AT_ONCE
 SIDE = 160
 QUALITY = 80
 TOGETHER = 256
-_one = threading.Lock()
+# Pages have more threads than there are cores; more at a time would only take more memory.
+_large = threading.Semaphore(len(os.sched_getaffinity(0)))
 
 
 def thumbnails(
@@ -44,11 +46,11 @@ def thumbnails(
 
 
 def thumbnail(body: bytes, side: int) -> Image.Image:
-    """A picture made small, of large ones one at a time; raises `BadImage`."""
+    """A picture made small, of large ones no more at a time than cores; raises `BadImage`."""
     try:
         return images.thumbnail(body, side, AT_ONCE)
     except Large:
-        with _one:
+        with _large:
             return images.thumbnail(body, side)
 
 
