@@ -28,6 +28,8 @@ COLUMNS = (
     "image_key", "draw",
 )  # fmt: skip
 STAGED = (*COLUMNS, "body_digest")
+# Why a gap is none of rows: these are there, without a picture and without a draw.
+UNDRAWN = "pictures could not be kept: these left the random stream"
 _MONTH = re.compile(r"transactions_(\d{4})_(\d{2})")
 _ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
 _NAMED = uuid.UUID("6f1d0f0e-8c35-4a86-9a54-0f6a7f1b5f5e")  # any, as long as it stays
@@ -72,12 +74,20 @@ class Served:
 
 @dataclass(frozen=True)
 class Gap:
-    """Transactions that were answered and could not be kept, or not for the random stream."""
+    """Transactions that were answered and could not be kept, or not for the random stream.
+
+    dropped: how many, of either; `lost` tells them apart.
+    """
 
     began_at: datetime
     ended_at: datetime
     dropped: int
     why: str
+
+    @property
+    def lost(self) -> bool:
+        """Whether the rows are gone; those that only left the random stream are there."""
+        return self.why != UNDRAWN
 
 
 @dataclass(frozen=True)

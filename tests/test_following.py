@@ -1,8 +1,10 @@
 """The service follows the deployment log: without a pause, and never to what it cannot trust."""
 
+import functools
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import answering
@@ -12,14 +14,17 @@ import worlds
 from answering import BODY, NAMES, PATIENCE, Service
 from worlds import FREE, World
 
-from infra import database
+from infra import database, storage
 from infra.embedded import Addresses
+from infra.storage import Storage
 from records import keys
 from records.versions import export_key
+from web import champion
 from web.errors import AWAY
 from web.rules import Rules
 from web.transaction_log import open_log
 
+THREADS = 60  # of pages, of which a process has 40
 MOST_CONNECTIONS = 15  # of SQLAlchemy's pool, 5 that stay and 10 more
 
 
@@ -157,6 +162,82 @@ def test_pages_that_are_slow_keep_no_promotion_waiting(world: World) -> None:
         answering.deploy(world, 2)
         answering.until(lambda: service.labels() == NAMES[1], PATIENCE)
         answering.until(lambda: service.figure("regraft_log_written") >= 1, PATIENCE)
+
+
+def test_a_revoked_key_counts_no_longer_while_a_version_is_loaded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows the log waits for S3, which hangs; whoever reads the keys does not."""
+    with world.transaction() as session:
+        key = keys.make(session, "camera", ["predict"], "a test")
+    deaf = socket.create_server(("127.0.0.1", 0))
+    nowhere = Storage(f"http://127.0.0.1:{deaf.getsockname()[1]}", "none", "key", "secret")
+    with answering.serving(Rules(loopback=False)) as service, closing(deaf):
+        service.client.headers["Authorization"] = f"Bearer {key}"
+        assert service.ask().status_code == 200
+        monkeypatch.setattr(storage, "connect", lambda: nowhere)
+        answering.deploy(world, 2)
+        deaf.settimeout(PATIENCE)
+        reading, _ = deaf.accept()
+        with closing(reading), world.transaction() as session:
+            keys.revoke(session, "camera", "a test")
+            session.commit()
+            answering.until(lambda: service.ask().status_code == 401, PATIENCE)
+
+
+def test_more_requests_than_threads_and_connections_are_answered(world: World) -> None:
+    """Nobody who has a connection waits for a thread, while all threads wait for a connection."""
+    statuses: list[int] = []
+    with answering.serving() as service:
+
+        def ask() -> None:
+            asked = httpx.get(f"{service.client.base_url}/v1/history/live", timeout=60)
+            statuses.append(asked.status_code)
+
+        clients = [threading.Thread(target=ask) for _ in range(3 * THREADS)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+    assert statuses == [200] * len(clients)
+
+
+def test_pages_that_are_slow_keep_no_named_request_waiting(world: World) -> None:
+    """Whoever looks for what was answered before has threads of its own."""
+    slow: list[threading.Thread] = []
+    with answering.serving(Rules(answer_seconds=3), open_log()) as service:
+        with database.connect().engine.begin() as holding:
+            holding.exec_driver_sql("LOCK TABLE deployments")
+            for _ in range(THREADS):
+                ask = functools.partial(httpx.get, f"{service.client.base_url}/v1/history/live",
+                                        timeout=60)  # fmt: skip
+                slow.append(threading.Thread(target=ask))
+                slow[-1].start()
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            with database.Database(world.url).engine.connect() as looking:
+                answering.until(
+                    lambda: looking.exec_driver_sql(waiting).scalar_one() >= MOST_CONNECTIONS - 2
+                )
+            answer = service.client.post(
+                "/v1/predictions", content=BODY,
+                headers={"Content-Type": "image/jpeg", "Idempotency-Key": "ann:1"},
+            )  # fmt: skip
+            assert answer.status_code == 200, answer.text
+        for thread in slow:
+            thread.join()
+
+
+def test_a_database_that_hangs_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what watches over the service, though nothing fails: there is no answer at all."""
+    monkeypatch.setattr(champion, "BEHIND_SECONDS", 2.0)
+    with answering.serving() as service:
+        with database.connect().engine.begin() as holding:
+            holding.exec_driver_sql("LOCK TABLE deployments")
+            answering.until(
+                lambda: service.client.get("/readyz").json()["problem"] == champion.LATE, 10
+            )
+            assert service.figure("regraft_behind") == 1
+        answering.until(lambda: service.client.get("/readyz").json()["problem"] is None, 10)
 
 
 def test_nothing_serves_until_something_does(world: World) -> None:

@@ -559,6 +559,16 @@ def test_what_was_rejected_can_be_approved_and_nothing_else(
         world.act(worlds.FREE, "DELETE FROM rejections WHERE version_id = 1")
 
 
+def test_what_came_of_a_decision_that_was_forgotten_is_in_postgres(service: Service) -> None:
+    """Who waits for one on a service that was started anew reads what the newest one came to."""
+    ann = {"Cookie": "regraft_person=Ann", **BROWSER_SAYS, **LOOKS}
+    waited = "Nothing is being judged now. Version 2 "
+    assert waited not in service.client.get("/versions/2", headers=ann).text
+    told = service.client.get("/versions/2?wait=1", headers=ann).text
+    assert waited in told
+    assert "refused by the gate on" in told or "came to serve on" in told
+
+
 def test_a_service_that_stops_finishes_what_was_decided(world: World) -> None:
     """The act that was begun is done whole before the service ends."""
     newest = "SELECT version_id, kind FROM deployments ORDER BY id DESC LIMIT 1"
@@ -833,6 +843,11 @@ def test_text_that_postgres_cannot_keep_is_refused(service: Service, path: str) 
             address, content=f"{parts}--x--\r\n", headers={**BROWSER_SAYS, "Content-Type": kind}
         )
         assert (answer.status_code, "half a surrogate pair" in answer.text) == (422, True), field
+        kind = "multipart/form-data; boundary=x; charset=undefined"
+        answer = service.client.post(
+            address, content=f"{parts}--x--\r\n", headers={**BROWSER_SAYS, "Content-Type": kind}
+        )
+        assert (answer.status_code, "send it in UTF-8" in answer.text) == (422, True), field
     unnamed = {"Cookie": "regraft_person=a%00b"}
     assert "Say who you are" in service.client.get("/reviews/next", headers=unnamed).text
 

@@ -7,9 +7,10 @@ import numpy as np
 import pictures
 import pytest
 import torch
+from PIL import Image
 
 from vision.export import BadExport, export
-from vision.images import decode, prepare, see
+from vision.images import Large, decode, prepare, see
 from vision.network import build, head
 from vision.plan import Plan
 from vision.prediction import eager
@@ -79,3 +80,15 @@ def test_a_picture_is_seen_as_training_saw_it() -> None:
     assert (seen.width, seen.height) == (240, 320)
     same = decode(pictures.with_orientation(pictures.photograph(), 6))
     assert np.array_equal(seen.pixels, prepare(same, PLAN.geometry))
+
+
+def test_what_takes_much_memory_is_known_by_its_head() -> None:
+    """Before anything is decoded; a large JPEG is decoded reduced, and takes little."""
+    large = pictures.png_of_size(4000, 3000, whole=False)
+    webp = bytearray(pictures.encode(pictures.photograph(), "WEBP"))
+    webp[26:30] = (4000).to_bytes(2, "little") + (3000).to_bytes(2, "little")
+    for body in (large, bytes(webp), pictures.jpeg_of_size(8000, 6000)):
+        with pytest.raises(Large):
+            see(body, PLAN.geometry, 8_000_000)
+    plain = pictures.jpeg(Image.new("RGB", (4000, 3000)))
+    assert see(plain, PLAN.geometry, 8_000_000).width == 4000

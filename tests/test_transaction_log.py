@@ -558,10 +558,10 @@ def test_what_leaves_the_random_stream_is_told(
 ) -> None:
     """Pictures without room, and one whose place another has, once however often it is tried."""
     drawn = Keeping(review_share=1, doubtful_share=0, doubtful_below=0, image_share=0)
-    rows, bodies = zip(*(of_picture(number) for number in range(3)), strict=True)
+    rows, bodies = zip(*(of_picture(number, at=AT) for number in range(4)), strict=True)
     # of each half no file fits, so that rows wait in memory and are tried again
     with logging(NOWHERE, storage, tmp_path / "none", drawn, most_bytes=4096) as log:
-        log.put(rows, bodies)
+        log.put(rows[:3], bodies[:3])
         until(lambda: log.counts.images_dropped)
         time.sleep(1.5)
         assert (log.counts.images_dropped, log.counts.waiting) == (3, 3)
@@ -569,15 +569,16 @@ def test_what_leaves_the_random_stream_is_told(
         log.put(rows[:2], bodies[:2])
         until(lambda: log.counts.written == 2)
         assert log.counts.images_dropped == 2
-    storage.write(transactions.image_key(rows[2].at, rows[2].sha256, bodies[2]), b"another")
+    for one, body in zip(rows[2:], bodies[2:], strict=True):  # of one time, as in one request
+        storage.write(transactions.image_key(one.at, one.sha256, body), b"another")
     with logging(database, storage, tmp_path / "enough", drawn) as log:
         log.put(rows[2:], bodies[2:])
-        until(lambda: log.counts.spooled == 0 and log.counts.written == 1)
-    assert log.counts.images_dropped == 1
+        until(lambda: log.counts.spooled == 0 and log.counts.written == 2)
+    assert (log.counts.images_dropped, log.counts.undrawn, log.counts.dropped) == (2, 2, 0)
     with database.transaction() as session:
         gaps = transactions.gaps(session)
         assert transactions.listed(session, drawn=True) == []
-    assert sorted(gap.dropped for gap in gaps if "left the random stream" in gap.why) == [1, 2]
+    assert [(gap.dropped, gap.lost) for gap in gaps] == [(2, False), (2, False)]
 
 
 def test_a_damaged_segment_is_put_aside(

@@ -331,9 +331,11 @@ def test_verbs(
     assert "shop" in terminal("transactions", "list", "--below", "0.9", "--kept")
     with database.transaction() as session:
         transactions.add_gap(session, Gap(AT, AT, 12, "the [disk] was full"))
+        transactions.add_gap(session, Gap(AT, AT, 7, transactions.UNDRAWN))
     assert "the [disk] was full" in terminal("transactions", "status")
     stands = json.loads(terminal("transactions", "status", "--json"))
-    assert (len(stands["months"]), stands["gaps"][0]["dropped"], stands["waiting"]) == (14, 12, 0)
+    assert (len(stands["months"]), stands["waiting"]) == (14, 0)
+    assert [(one["dropped"], one["lost"]) for one in stands["gaps"]] == [(7, False), (12, True)]
     told = terminal("transactions", "retain", "--months", "600", "--image-days", "20000")
     assert "nothing is old enough" in told
     assert "0 transactions came in" in terminal("transactions", "replay")

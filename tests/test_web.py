@@ -4,9 +4,11 @@ import base64
 import hashlib
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import answering
 import httpx
@@ -15,16 +17,20 @@ import pytest
 import worlds
 from answering import BODY, KEY, NAMES, Service
 from PIL import Image
-from worlds import World
+from worlds import FREE, World
 
+from infra import storage
 from infra.embedded import Addresses
+from infra.storage import Storage
 from records import keys
 from web import server
 from web.rules import Rules
 from web.transaction_log import TransactionLog, open_log
 
 MOST = 2_000_000
-RULES = Rules(most_bytes=MOST, held_bytes=4 * MOST, most_pictures=4, body_seconds=2.0)
+RULES = Rules(
+    most_bytes=MOST, form_bytes=500_000, held_bytes=4 * MOST, most_pictures=4, body_seconds=2.0
+)  # fmt: skip
 JPEG = {"Content-Type": "image/jpeg"}
 JSON = {"Content-Type": "application/json"}
 
@@ -127,6 +133,9 @@ BAD: list[tuple[str, str, dict[str, str], bytes, int, str]] = [
      "Missing boundary"),
     ("half a form", "", {"Content-Type": "multipart/form-data; boundary=x"}, b"no form at all",
      422, "this form cannot be read"),
+    ("a charset of no text", "",
+     {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+     form(("image", FILE, BODY))[1], 422, "this form cannot be read"),
     ("the second is bad", "", *form(("image", FILE, BODY), ("image", FILE, b"GIF89a")), 422,
      "image 2 ('a.jpg'): not JPEG, PNG, WEBP or BMP but GIF"),
     ("half of JSON", "", JSON, b'{"keys": [', 422, "the body is no JSON"),
@@ -156,6 +165,15 @@ def test_a_bad_request_gets_one_sentence(
     assert answer.status_code == status, answer.text
     assert says in answer.json()["detail"]
     assert "\n" not in answer.json()["detail"]
+
+
+def test_a_name_that_is_no_text_is_told_as_far_as_it_is(service: Service) -> None:
+    """Half a letter, which a charset of the client's choice lets in, can be in no answer."""
+    head = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    _, body = form(("image", '; filename="\\ud800.jpg"', BODY))
+    answer = service.client.post("/v1/predictions", content=body, headers=head)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["name"] == "\\ud800.jpg"
 
 
 STOLEN = {
@@ -222,6 +240,14 @@ def test_a_body_is_stopped_while_it_streams(service: Service) -> None:
     assert service.ask().status_code == 200
 
 
+def test_only_pictures_are_long(service: Service) -> None:
+    """Other bodies are read in one go, some before it is known whose they are."""
+    long = b'{"by": "' + b"a" * 510_000 + b'"}'
+    for path in ("/v1/reviews", "/v1/reviews/acts", "/library/act", "/v1/predictions"):
+        answer = service.client.post(path, content=long, headers=JSON)
+        assert (answer.status_code, "more than 0.5 MB" in answer.json()["detail"]) == (413, True)
+
+
 def test_a_length_that_is_a_lie_harms_nobody(service: Service) -> None:
     """Too short: what is too much is no request; too long: the rest never comes."""
     with service.connection() as connection:
@@ -263,6 +289,44 @@ def test_a_slow_client_is_not_waited_for(
     with service.connection() as connection:  # a second request on a good connection
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /hea")
         assert answering.told(connection).count(b"HTTP/1.1 200") == 1
+
+
+def test_a_connection_on_which_nothing_moves_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a body that nobody reads, in drops; an answer of which nothing is taken."""
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    with answering.serving() as service:
+        with service.connection() as connection:
+            head = "Content-Type: text/html\r\nContent-Length: 1000\r\n"
+            connection.sendall(answering.request("/v1/predictions", head))
+            assert b"415" in connection.recv(65536)
+            with pytest.raises(ConnectionError):
+                _drip(connection, 8.0)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", service.port))
+            asked = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100
+            connection.sendall(asked)
+            time.sleep(5)
+            connection.settimeout(5)
+            assert len(answering.told(connection)) < 2_000_000
+        # on a connection that was answered early the next request has its own time
+        with service.connection() as connection:
+            connection.sendall(answering.request("/v1/predictions", head))
+            assert b"415" in connection.recv(65536)
+            connection.sendall(b"a" * 1000 + b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            time.sleep(1.5)
+            connection.sendall(b"\r\n")
+            assert b"200 OK" in connection.recv(65536)
+
+
+def _drip(connection: socket.socket, seconds: float) -> None:
+    """Send a byte five times a second."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds:
+        connection.sendall(b"a")
+        time.sleep(0.2)
 
 
 def test_a_head_without_end_is_cut(service: Service) -> None:
@@ -317,6 +381,27 @@ def test_a_repeated_request_has_one_answer_and_one_row(
     assert world.ask("SELECT count(*) FROM transactions WHERE request_id = 'ann:17'") == [(1,)]
 
 
+def test_a_part_of_an_answer_is_no_answer(
+    service: Service, world: World, log: TransactionLog
+) -> None:
+    """Of a request that an older program tore apart all is told, and what was lost comes in."""
+    files = [("image", ("a.jpg", BODY)), ("image", ("b.jpg", BODY))]
+
+    def ask() -> httpx.Response:
+        return service.client.post(
+            "/v1/predictions", files=files, headers={"Idempotency-Key": "ann:torn"}
+        )
+
+    rows = "SELECT at, id, ordinal FROM transactions WHERE request_id = 'ann:torn' ORDER BY ordinal"
+    first = ask().json()
+    answering.until(lambda: len(world.ask(rows)) == 2)
+    before = world.ask(rows)
+    world.act(FREE, "DELETE FROM transactions WHERE request_id = 'ann:torn' AND ordinal = 1")
+    log._known.clear()  # as another process, which has only Postgres
+    assert ask().json() == first
+    answering.until(lambda: world.ask(rows) == before)
+
+
 def test_every_answer_is_in_the_log(service: Service, world: World) -> None:
     """With its version, its classes as they were told, its client, and what it took."""
     body = pictures.jpeg(pictures.photograph(77))
@@ -358,6 +443,8 @@ def test_the_service_says_how_it_is(service: Service) -> None:
     nothing = service.client.get("/nowhere/<b>")
     assert (nothing.status_code, nothing.headers["content-type"]) == (404, "application/json")
     assert "there is nothing at /nowhere/<b>" in nothing.json()["detail"]
+    assert service.client.request("PROPFIND", "/healthz").status_code == 405
+    assert "PROPFIND" not in service.client.get("/metrics").text  # clients invent no figures
     wrong = service.client.get("/v1/predictions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "GET is not for /v1/predictions: use POST" in wrong.json()["detail"]
@@ -447,6 +534,28 @@ def test_too_many_at_once_are_sent_away_at_once(world: World) -> None:
     assert "try again soon" in refused.json()["detail"]
 
 
+def test_large_pictures_are_decoded_one_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many cores there are, and however many such pictures come at once."""
+    monkeypatch.setenv("REGRAFT_THREADS", "6")
+    body = pictures.png_of_size(5000, 5000, whole=True)  # 100 MB once it is red, green and blue
+    with answering.serving() as service:
+        assert service.ask(body).status_code == 200
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+        before = _memory("VmRSS")
+        files = [("image", (f"{number}.png", body)) for number in range(12)]
+        answer = service.client.post("/v1/predictions", files=files)
+        assert answer.status_code == 200
+        assert _memory("VmHWM") - before < 300
+
+
+def _memory(which: str) -> float:
+    """MB of this process: VmRSS now, VmHWM the most there was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(which))
+
+
 def test_what_takes_too_long_is_given_up(world: World) -> None:
     """After the time that an answer may take the client is told, and the place is free."""
     with answering.serving(Rules(answer_seconds=1e-4)) as service:
@@ -472,6 +581,32 @@ def test_key_names_and_scopes_are_checked(world: World) -> None:
                 keys.make(session, name, scopes, "a test")
         with pytest.raises(keys.UnknownKey, match="regraft key list"):
             keys.revoke(session, "never", "a test")
+
+
+def test_a_stop_waits_for_no_read_of_s3_before_it_writes_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that hang hold threads that all share; what was answered is written all the same."""
+    log, written = open_log(), threading.Event()
+    deaf = socket.create_server(("127.0.0.1", 0), backlog=64)
+    nowhere = Storage(f"http://127.0.0.1:{deaf.getsockname()[1]}", "none", "key", "secret")
+
+    def hang_up_late() -> None:
+        try:
+            answering.until(lambda: log._closing, 20)
+            written.set()
+        finally:
+            deaf.close()
+
+    with answering.serving(Rules(answer_seconds=0.5), log) as service:
+        monkeypatch.setattr(storage, "connect", lambda: nowhere)
+        for _ in range(3):  # a machine of many cores has 32 such threads
+            late = service.client.post("/v1/predictions", json={"keys": [KEY] * 16})
+            assert (late.status_code, "S3 did not give" in late.text) == (503, True)
+        later = threading.Thread(target=hang_up_late)
+        later.start()
+    later.join()
+    assert written.is_set()
 
 
 def test_an_orderly_stop_answers_and_writes_what_was_begun(world: World) -> None:

@@ -102,6 +102,10 @@ class BadImage(ValueError):
         self.height = size[1] if size else None
 
 
+class Large(Exception):
+    """A picture that takes more memory to decode than was allowed at once; nothing is wrong."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What one object's bytes are.
@@ -188,9 +192,12 @@ class Seen:
     pixels: Pixels
 
 
-def see(body: bytes, geometry: Geometry) -> Seen:
-    """What an answer to these bytes needs, decoded once. Raises BadImage."""
-    picture = _decoded(body, _least(geometry))
+def see(body: bytes, geometry: Geometry, at_once: int | None = None) -> Seen:
+    """What an answer to these bytes needs, decoded once. Raises BadImage.
+
+    Raises Large, before anything is decoded, where more pixels than `at_once` would be in memory.
+    """
+    picture = _decoded(body, _least(geometry), at_once)
     width, height = picture.size
     if picture.orientation in SIDEWAYS:
         width, height = height, width
@@ -207,12 +214,12 @@ def decode(body: bytes) -> Image.Image:
     return _upright(picture.image, picture.orientation)
 
 
-def thumbnail(body: bytes, side: int) -> Image.Image:
+def thumbnail(body: bytes, side: int, at_once: int | None = None) -> Image.Image:
     """The upright RGB picture in these bytes, whole and no longer than `side` pixels either way.
 
-    Raises BadImage.
+    Raises BadImage, and Large as `see` does.
     """
-    picture = _decoded(body, side)
+    picture = _decoded(body, side, at_once)
     image = _upright(picture.image, picture.orientation)
     image.thumbnail((side, side))
     return image
@@ -262,10 +269,11 @@ class _Decoded:
     animated: bool
 
 
-def _decoded(body: bytes, least: int) -> _Decoded:
+def _decoded(body: bytes, least: int, at_once: int | None = None) -> _Decoded:
     """Decode a picture, smaller where that leaves `least` pixels of the shorter side or more."""
-    picture = _open(body)
+    picture = _open(body, at_once)
     size, scale = picture.size, _scale(picture.size, least)
+    _check_memory(str(picture.format), size, scale, at_once)
     loaded = _load(picture, body, scale)
     with _decoder_errors(str(picture.format), size):
         image = _rgb(loaded)
@@ -315,8 +323,8 @@ def kind(body: bytes) -> str:
     raise BadImage(f"not JPEG, PNG, WEBP or BMP{_lookalike(body)}: convert it")
 
 
-def _open(body: bytes) -> ImageFile.ImageFile:
-    """Read the header, and refuse by it what must not be decoded."""
+def _open(body: bytes, at_once: int | None) -> ImageFile.ImageFile:
+    """Read the header, and refuse by it what must not be decoded, or not now."""
     if problem := too_large(len(body)):
         raise BadImage(problem)
     name = kind(body)
@@ -336,7 +344,9 @@ def _open(body: bytes) -> ImageFile.ImageFile:
     elif name == "WEBP":
         plugin = WebPImageFile
         # Its decoder takes memory for the whole canvas as soon as it is made.
-        _check_pixels(name, _webp_size(body))
+        size = _webp_size(body)
+        _check_pixels(name, size)
+        _check_memory(name, size, 1, at_once)
     else:
         plugin = BmpImageFile
     with _decoder_errors(name, None):
@@ -401,6 +411,15 @@ def _check_pixels(name: str, size: tuple[int, int]) -> None:
             name,
             size,
         )
+
+
+def _check_memory(name: str, size: tuple[int, int], scale: int, at_once: int | None) -> None:
+    """Raise Large where decoding has more pixels in memory at once than allowed, about."""
+    pixels = size[0] * size[1]
+    if name == "JPEG":  # comes row by row and reduced, but of several scans coefficients are kept
+        pixels = pixels // scale**2 + pixels // 4
+    if at_once is not None and pixels > at_once:
+        raise Large
 
 
 def _check_png(body: bytes) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -65,9 +66,9 @@ def create_app(
         try:
             yield
         finally:
-            await asyncio.to_thread(predictor.close)
+            await _aside(predictor.close)
             if deciding is not None:
-                await asyncio.to_thread(deciding.close)
+                await _aside(deciding.close)
 
     app = FastAPI(
         title="regraft", version=version("regraft"), description=ABOUT, lifespan=alive,
@@ -86,3 +87,9 @@ def create_app(
     app.add_middleware(Bounds, rules=rules)
     app.add_middleware(Counted, metrics=metrics)
     return app
+
+
+async def _aside(end: Callable[[], None]) -> None:
+    """End something in a thread of its own: reads of S3 that hang hold those that all share."""
+    with ThreadPoolExecutor(1) as own:
+        await asyncio.get_running_loop().run_in_executor(own, end)

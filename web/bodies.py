@@ -76,10 +76,11 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
     parser.spool_max_size = rules.most_bytes  # nothing of a picture touches the disk
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    except (MultiPartException, UnicodeError) as error:  # the latter of names in an odd charset
+        problem = str(getattr(error, "message", error)).rstrip(".")
         raise HTTPException(
             422,
-            f"this form cannot be read ({error.message.rstrip('.')}): send 1 to "
+            f"this form cannot be read ({problem}): send 1 to "
             f"{rules.most_pictures} files in fields called {FIELD!r}, and nothing else",
         ) from None
     try:
@@ -89,7 +90,9 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
                 raise HTTPException(
                     422, f"form field {field[:60]!r}: call each file's field {FIELD!r}"
                 )
-            found.append((value.filename or None, await value.read()))
+            # A charset of the client's choice lets in half a letter, which no answer can hold.
+            name = (value.filename or "").encode(errors="backslashreplace").decode()
+            found.append((name or None, await value.read()))
     finally:
         await form.close()
     if not found:
@@ -98,6 +101,10 @@ async def _uploaded(request: Request, rules: Rules) -> list[Named]:
 
 
 def _keys(body: bytes, rules: Rules) -> list[str]:
+    if len(body) > rules.form_bytes:  # of which nobody else is answered while it is read
+        raise HTTPException(
+            413, f"keys: the body has more than {rules.form_bytes / 1e6:g} MB: name fewer pictures"
+        )
     try:
         given: Any = json.loads(body)
         keys = Keys.model_validate(given).keys

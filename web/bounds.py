@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from web.errors import AGAIN, told
 from web.rules import Rules
 
+# The one path that takes pictures. Other bodies are read in one go, by which nobody else is
+# answered, and some before it is known who sends them.
+PICTURES = "/v1/predictions"
 CLOSE = {"Connection": "close"}  # the rest of the body is not read, so nothing can follow it
 
 
@@ -39,13 +42,15 @@ class Bounds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        rules = self._rules
+        most = rules.most_bytes if scope["path"] == PICTURES else rules.form_bytes
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and len(declared) < 20 and int(declared) > self._rules.most_bytes:
-            await told(413, self._too_large(), CLOSE)(scope, receive, send)
+        if declared.isdigit() and len(declared) < 20 and int(declared) > most:
+            await told(413, _too_large(most), CLOSE)(scope, receive, send)
             return
         taken = held = 0
         whole = False
-        deadline = time.monotonic() + self._rules.body_seconds
+        deadline = time.monotonic() + rules.body_seconds
 
         async def bounded() -> Message:
             nonlocal taken, whole
@@ -57,14 +62,14 @@ class Bounds:
             except TimeoutError:
                 raise HTTPException(
                     408,
-                    f"the body did not arrive within {self._rules.body_seconds:g} s: send it "
+                    f"the body did not arrive within {rules.body_seconds:g} s: send it "
                     "faster, or fewer pictures at a time",
                     CLOSE,
                 ) from None
             more = len(message.get("body", b""))
             taken += more
-            if taken > self._rules.most_bytes:
-                raise HTTPException(413, self._too_large(), CLOSE)
+            if taken > most:
+                raise HTTPException(413, _too_large(most), CLOSE)
             hold_more(more)
             whole = not message.get("more_body", False)
             return message
@@ -73,7 +78,7 @@ class Bounds:
             nonlocal held
             held += more
             self._held += more
-            if self._held > self._rules.held_bytes:
+            if self._held > rules.held_bytes:
                 raise HTTPException(
                     503, "too many requests at once: try again soon", CLOSE | AGAIN
                 )
@@ -84,8 +89,8 @@ class Bounds:
         finally:
             self._held -= held
 
-    def _too_large(self) -> str:
-        return (
-            f"the body has more than {self._rules.most_bytes / 1e6:g} MB: send smaller pictures, "
-            "or fewer at a time"
-        )
+
+def _too_large(most: int) -> str:
+    return (
+        f"the body has more than {most / 1e6:g} MB: send smaller pictures, or fewer at a time"
+    )

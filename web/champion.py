@@ -6,6 +6,8 @@ import hashlib
 import logging
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sqlalchemy.orm import Session
@@ -25,6 +27,8 @@ from web.errors import AWAY
 log = logging.getLogger("regraft.web")
 
 EVERY = 1.0  # seconds; a promotion must be live within five
+BEHIND_SECONDS = 10.0  # without a word from the database
+LATE = "Postgres or S3 takes long to say what serves: look at what they do"
 BAD_SECONDS = 60.0  # until a file that is not what was stored is read again
 STOP_SECONDS = 5.0
 
@@ -50,7 +54,8 @@ class Follower:
     """A thread that reads the newest deployment, its threshold and the keys, over and over.
 
     A new champion is fetched, its bytes hashed, its classes compared, and warmed; only then it
-    takes the place of the one before. Whatever fails, that one goes on answering.
+    takes the place of the one before. Whatever fails, that one goes on answering. Another thread
+    reads the keys alone: a revoked one must not count for as long as S3 takes to give a version.
 
     serving: the version that answers now, None before there is one. problem: why it is not what
     the database wants, or None, in words for clients: what names hosts goes to the log. seen_at:
@@ -70,23 +75,34 @@ class Follower:
         self._access, self._precision = access, precision
         self._threads, self._batch = threads, batch
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="regraft-follow", daemon=True)
+        self._following = [
+            threading.Thread(target=self._repeat, args=(act,), name=f"regraft-{name}", daemon=True)
+            for name, act in (("follow", self.look), ("keys", self._read_keys))
+        ]
 
     def start(self) -> None:
         """Read once, then follow until `close`."""
         self.look()
-        self._thread.start()
+        for thread in self._following:
+            thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._stop.set()
-        self._thread.join(STOP_SECONDS)  # a Postgres that hangs holds it
+        for thread in self._following:
+            thread.join(STOP_SECONDS / 2)  # a Postgres that hangs holds it
 
     def now(self) -> Serving:
         """The version that answers; raises `NothingServes`."""
         if self.serving is None:
             raise NothingServes(self.problem or "no version serves yet")
         return self.serving
+
+    @property
+    def behind(self) -> str | None:
+        """Why it cannot be followed what the database wants, or None."""
+        late = time.monotonic() - self.seen_at > BEHIND_SECONDS
+        return self.problem or (LATE if late else None)
 
     def look(self) -> None:
         """Read the database once and do what it says."""
@@ -105,9 +121,14 @@ class Follower:
             log.error("%s", told)
         self._told, self.problem = told, problem
 
-    def _follow(self) -> None:
+    def _repeat(self, act: Callable[[], None]) -> None:
         while not self._stop.wait(EVERY):
-            self.look()
+            act()
+
+    def _read_keys(self) -> None:
+        # What goes wrong here does so in `look` as well, which tells of it.
+        with suppress(Exception), self._database.transaction() as session:
+            self._access.renew(keys.listed(session, revoked=False))
 
     def _threshold(self, session: Session, champion: Champion | None) -> float | None:
         """The confidence that reaches the wished precision; None where none does."""

@@ -39,7 +39,7 @@ async def healthz() -> Alive:
 async def readyz(request: Request) -> Ready:
     """Whether pictures can be answered, and by which version."""
     predictor: Predictor = request.app.state.predictor
-    return Ready(version=predictor.follower.now().version_id, problem=predictor.follower.problem)
+    return Ready(version=predictor.follower.now().version_id, problem=predictor.follower.behind)
 
 
 @router.get(

@@ -11,6 +11,7 @@ from records import pictures
 from records.pools import ReadObject
 from records.reviews import Answered
 from vision import images
+from web.thumbnails import thumbnail
 
 SIDE = 512  # pixels at most, either way
 
@@ -40,7 +41,7 @@ def body(answered: Answered) -> bytes:
 
 def shown(body: bytes) -> Image.Image:
     """A picture as people look at it, upright and no larger than a screen needs."""
-    return images.thumbnail(body, SIDE)
+    return thumbnail(body, SIDE)
 
 
 def _key(answered: Answered) -> str:

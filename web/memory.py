@@ -1,4 +1,4 @@
-"""What the C library does with memory that was freed: it is to go back to the system.
+"""How much memory pictures take at once, and what the C library does with it when it is freed.
 
 glibc gives each thread an arena of its own and keeps in each what was freed there. A service with
 many threads, whose networks are replaced, would hold memory that nothing uses.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 
+# Pixels that each thread may decode at once, whatever the others do. Larger pictures, of which each
+# takes up to 1.2 GB (a transparent WEBP), wait for each other: there may be many threads.
+AT_ONCE = 8_000_000
 ARENAS = 2
 _M_ARENA_MAX = -8  # of malloc.h
 

@@ -65,8 +65,8 @@ class Counted:
             status = 500  # what the server outside of here tells
             raise
         finally:
-            # the route's pattern, or a client could invent any number of figures
+            # the route's pattern, or a client could invent any number of figures; of methods too
             route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if route != "none" else "any"
+            method = "any" if route == "none" or status == 405 else scope["method"]
             self._metrics.requests.labels(method, route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - begun)

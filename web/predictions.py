@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from web.access import Client, allowed
 from web.bodies import FIELD, PLAIN, Keys, pictures
+from web.bounds import PICTURES
 from web.errors import problems
 from web.predictor import Answered, Predictor
 
@@ -91,7 +92,7 @@ BODY: dict[str, Any] = {
 
 
 @router.post(
-    "/v1/predictions",
+    PICTURES,
     response_model=Predictions,
     responses=problems(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
     openapi_extra=BODY,

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fastapi import HTTPException
-from fastapi.concurrency import run_in_threadpool
 
 from infra import settings
 from infra.storage import StorageError
 from records.transactions import Transaction, new_id
-from vision.images import BadImage, Pixels, Seen, see
+from vision.images import BadImage, Large, Pixels, Seen, see
 from vision.network import BadCheckpoint
-from vision.plan import BadPlan
+from vision.plan import BadPlan, Geometry
 from vision.serving import best
 from web.access import Access, Client
 from web.batches import Batches
@@ -31,13 +30,15 @@ from web.bodies import Named, refused
 from web.champion import Follower, Serving
 from web.errors import AGAIN
 from web.explanations import Explainer
+from web.memory import AT_ONCE
 from web.metrics import Metrics
 from web.rules import Rules
 from web.transaction_log import TransactionLog
 
 log = logging.getLogger("regraft.web")
 
-BEHIND_SECONDS = 10.0  # without a word from the database
+# Threads that look for named requests; slow pages must not keep those waiting.
+ASKING = 8
 # So many of the best classes are logged of each picture, though its client wants fewer.
 LOGGED = 5
 # Of `web.transaction_log.Counts`, as Prometheus is told them.
@@ -48,6 +49,7 @@ LOG_FIGURES = {
     "dropped": "Answers that were lost.",
     "repeated": "Answers that were there already: of requests that came or were sent again.",
     "images_dropped": "Pictures that could not be kept, of answers that came in.",
+    "undrawn": "Answers that left the random stream of reviews: their pictures could not be kept.",
 }
 
 
@@ -80,7 +82,9 @@ class Predictor:
         self.follower = Follower(access, rules.precision, 1, rules.batch)
         self._batches = Batches(cores, rules.batch, rules.linger_seconds, metrics.batches.observe)
         self._decoding = ThreadPoolExecutor(cores, "regraft-decode")
+        self._decoding_large = ThreadPoolExecutor(1, "regraft-decode-large")
         self._explaining = ThreadPoolExecutor(1, "regraft-explain")
+        self._asking = ThreadPoolExecutor(ASKING, "regraft-ask")
         self._explainer = Explainer()
         self._inside = 0  # pictures that are being answered or wait for it
         self._named: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = (
@@ -96,8 +100,10 @@ class Predictor:
         """Answer what was begun, write it down, and end."""
         self.follower.close()
         self._decoding.shutdown()
+        self._decoding_large.shutdown()
         self._batches.close()
         self._explaining.shutdown()
+        self._asking.shutdown()
         if self._log is not None:
             self._log.close()
 
@@ -109,8 +115,7 @@ class Predictor:
         watch("regraft_version", "The version that answers; 0: none.",
               lambda: follower.serving.version_id if follower.serving else 0)  # fmt: skip
         watch("regraft_behind", "1 while the champion of the database cannot be followed.",
-              lambda: follower.problem is not None
-              or time.monotonic() - follower.seen_at > BEHIND_SECONDS)  # fmt: skip
+              lambda: follower.behind is not None)  # fmt: skip
         watch("regraft_behind_seconds", "Since when the database was not read, or not followed.",
               lambda: time.monotonic() - follower.seen_at)  # fmt: skip
         if kept is not None:
@@ -161,17 +166,19 @@ class Predictor:
     ) -> list[Answered]:
         begun = time.perf_counter()
         serving = self.follower.now()
-        digest = None
+        digest = first_at = None
         if request_id is not None:
-            digest = _digest(pictures, top, explain)
-            before = await self._before(client, request_id, digest)
-            if before is not None:
+            digest, before = await self._before(client, request_id, pictures, top, explain)
+            if before is not None and len(before) == len(pictures):
                 return await self._again(serving, pictures, before, explain)
+            # Of a part nobody makes the whole answer: all is answered anew, at the time of that
+            # part, so that what was lost of it comes in.
+            first_at = before[0].at if before else None
         seen = await self._seen(serving, pictures)
         shares = await asyncio.gather(
             *(asyncio.wrap_future(self._batches.submit(serving, one.pixels)) for one in seen)
         )
-        at, seconds = datetime.now(UTC), time.perf_counter() - begun
+        at, seconds = first_at or datetime.now(UTC), time.perf_counter() - begun
         names = serving.network.class_names
         rows, columns = [], []
         for ordinal, (one, row) in enumerate(zip(seen, shares, strict=True)):
@@ -207,10 +214,7 @@ class Predictor:
 
     async def _seen(self, serving: Serving, pictures: Sequence[Named]) -> list[Seen]:
         """Every picture decoded, on as many cores as there are."""
-        loop, geometry = asyncio.get_running_loop(), serving.network.geometry
-        begun = [
-            loop.run_in_executor(self._decoding, see, body, geometry) for _, body in pictures
-        ]
+        begun = [self._decoded(body, serving.network.geometry) for _, body in pictures]
         found = await asyncio.gather(*begun, return_exceptions=True)
         for number, one in enumerate(found, start=1):
             if isinstance(one, BadImage):
@@ -218,6 +222,13 @@ class Predictor:
             if isinstance(one, BaseException):
                 raise one
         return [one for one in found if isinstance(one, Seen)]
+
+    async def _decoded(self, body: bytes, geometry: Geometry) -> Seen:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._decoding, see, body, geometry, AT_ONCE)
+        except Large:
+            return await loop.run_in_executor(self._decoding_large, see, body, geometry)
 
     async def _explained(
         self, serving: Serving, pixels: Sequence[Pixels], columns: Sequence[int], wanted: bool
@@ -237,11 +248,16 @@ class Predictor:
         return [Explained(image, positive) for image, positive in found]
 
     async def _before(
-        self, client: Client, request_id: str, digest: str
-    ) -> Sequence[Transaction] | None:
-        if self._log is None:
-            return None
-        return await run_in_threadpool(self._log.answered, client.name, request_id, digest)
+        self, client: Client, request_id: str, pictures: Sequence[Named], top: int, explain: bool
+    ) -> tuple[str, Sequence[Transaction] | None]:
+        """The digest of a named request, and what was answered to it before."""
+
+        def ask() -> tuple[str, Sequence[Transaction] | None]:
+            digest = _digest(pictures, top, explain)
+            known = self._log.answered(client.name, request_id, digest) if self._log else None
+            return digest, known
+
+        return await asyncio.get_running_loop().run_in_executor(self._asking, ask)
 
     async def _again(
         self,

@@ -16,10 +16,11 @@ class Rules:
     the threshold that says whether an answer may be shown. prefixes: where the objects lie that a
     client may name.
 
-    most_bytes: of one body. held_bytes: of all bodies together. most_pictures: in one request.
-    most_waiting: pictures that are being answered or wait for it. body_seconds: for a body to
-    arrive. answer_seconds: for the answer once it is there. batch: pictures computed together.
-    linger_seconds: how long the first of a batch waits for others.
+    most_bytes: of one body with pictures; form_bytes: of any other. held_bytes: of all bodies
+    together. most_pictures: in one request. most_waiting: pictures that are being answered or wait
+    for it. body_seconds: for a body to arrive. answer_seconds: for the answer once it is there.
+    batch: pictures computed together. linger_seconds: how long the first of a batch waits for
+    others.
     """
 
     loopback: bool = True
@@ -27,6 +28,7 @@ class Rules:
     precision: float = PRECISION
     prefixes: tuple[str, ...] = ("pools/",)
     most_bytes: int = 32_000_000
+    form_bytes: int = 2_000_000
     held_bytes: int = 512_000_000
     most_pictures: int = 16
     most_waiting: int = 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ STOP_SECONDS = 30
 class Patient(HttpToolsProtocol):
     """A connection whose next request must have its whole head within `HEAD_SECONDS`.
 
-    It may have `HEAD_BYTES`. uvicorn itself bounds only how long a connection rests between two
-    requests.
+    It may have `HEAD_BYTES`. Who takes nothing of an answer for `IDLE_SECONDS` is cut off, and so
+    is who has not sent the rest of an answered request's body by then. uvicorn itself bounds only
+    how long a connection rests between two requests.
     """
 
     _late: asyncio.TimerHandle | None = None
@@ -36,6 +38,10 @@ class Patient(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self.timeout_keep_alive)
+        )
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -49,6 +55,7 @@ class Patient(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to wait for the rest of a head."""
+        super()._unset_keepalive_if_required()
         self._wait()
         super().on_message_begin()
 
@@ -61,6 +68,11 @@ class Patient(HttpToolsProtocol):
         """Stop waiting for whoever has gone."""
         self._arrived()
         super().connection_lost(exc)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Stop waiting for a next request; what comes of a body that nobody reads is none."""
+        if self.cycle is None or not (self.cycle.response_complete and self.cycle.more_body):
+            super()._unset_keepalive_if_required()
 
     def _wait(self) -> None:
         self._arrived()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +25,7 @@ from infra import database, settings, storage
 from infra.database import Database, copy_text
 from infra.storage import BadKey, Conflict, Storage
 from records import transactions
-from records.transactions import Gap, Served, Transaction
+from records.transactions import UNDRAWN, Gap, Served, Transaction
 from web.keeping import Keeping
 from web.spool import MOST_CLAIMED, Claimed, Segment, Spool, SpoolFull
 
@@ -48,7 +48,6 @@ ASK_SECONDS, AWAY_SECONDS = 1.0, 5.0
 # What Postgres will never take, however often it is sent.
 REFUSED = (IntegrityError, DataError)
 CROWDED = "more came in than could be kept"
-UNDRAWN = "pictures could not be kept: these left the random stream"
 
 # a row, and its picture where that is to be kept
 Put = tuple[Transaction, bytes | None]
@@ -68,7 +67,7 @@ class Counts:
 
     waiting: in memory. spooled: on disk, those of other processes included. repeated: those of
     requests that were answered before, and those that had come in already. images_dropped: pictures
-    that could not be kept, of rows that came in.
+    that could not be kept, of rows that came in; undrawn: of those, such as chance had drawn.
     """
 
     written: int = 0
@@ -78,6 +77,7 @@ class Counts:
     repeated: int = 0
     images_written: int = 0
     images_dropped: int = 0
+    undrawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,8 @@ class TransactionLog:
     ) -> tuple[Transaction, ...] | None:
         """What was answered to this request before, by whichever process; None when nothing was.
 
+        It may be a part, of which the rest was lost or waits to be sent: older programs tore rows
+        of one request apart.
         While Postgres is away only this process's own newest answers are known: what is answered
         twice then is logged once. Raises `OtherRequest`.
         """
@@ -228,6 +230,7 @@ class TransactionLog:
         """Rows whose pictures cannot be kept, which is counted and told; the lock is held."""
         self._count(images_dropped=sum(image is not None for _, image in rows))
         if undrawn := sum(row.draw is not None for row, _ in rows):
+            self._count(undrawn=undrawn)
             at = datetime.now(UTC)
             self._add_loss(UNDRAWN, _Loss(at, at, undrawn))
         return [(replace(row, image_key=None, draw=None), None) for row, _ in rows]
@@ -377,20 +380,17 @@ class TransactionLog:
                 [_freed(line, columns, lost) for line in one.segment.lines]
                 if lost else one.segment.lines
             )  # fmt: skip
-        gaps = [_gap(*written) for one in claimed for written in one.segment.gaps]
-        if lost:
-            gaps += [
-                _gap(at, at, 1, UNDRAWN)
-                for one in claimed for at in _undrawn(one.segment, lost)
-            ]  # fmt: skip
+        undrawn = [at for one in claimed for at in _undrawn(one.segment, lost)] if lost else []
+        found = [_gap(at, at, 1, UNDRAWN) for at in undrawn]
         for columns, lines in by_columns.items():
-            gaps += self._append(lines, columns)
-        if gaps:
+            found += self._append(lines, columns)
+        told = [_gap(*written) for one in claimed for written in one.segment.gaps]
+        if gaps := [*told, *_summed(found)]:
             with self._database.transaction() as session:
                 for gap in gaps:
                     transactions.add_gap(session, gap)
         with self._changed:
-            self._count(images_dropped=len(lost))
+            self._count(images_dropped=len(lost), undrawn=len(undrawn))
         for one in claimed:
             one.done()
 
@@ -582,6 +582,14 @@ def _freed(line: str, columns: tuple[str, ...], lost: set[str]) -> str:
 
 def _gap(began: str, ended: str, dropped: int, why: str) -> Gap:
     return Gap(datetime.fromisoformat(began), datetime.fromisoformat(ended), dropped, why)
+
+
+def _summed(gaps: Sequence[Gap]) -> list[Gap]:
+    """Those of one time and reason as one: pictures of one request share their time."""
+    counts: Counter[tuple[datetime, datetime, str]] = Counter()
+    for gap in gaps:
+        counts[gap.began_at, gap.ended_at, gap.why] += gap.dropped
+    return [Gap(began, ended, count, why) for (began, ended, why), count in counts.items()]
 
 
 def _told(error: Exception) -> str:

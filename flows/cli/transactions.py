@@ -72,7 +72,7 @@ def status(as_json: Json = False) -> None:
     if as_json:
         print_json({
             "months": [dataclasses.asdict(month) for month in months],
-            "gaps": [dataclasses.asdict(gap) for gap in gaps],
+            "gaps": [dataclasses.asdict(gap) | {"lost": gap.lost} for gap in gaps],
             "waiting": waiting, "spool": folder, "images_since": since,
         })  # fmt: skip
         return
@@ -80,9 +80,10 @@ def status(as_json: Json = False) -> None:
         (f"{month.first:%Y-%m}", str(month.rows), f"{month.size / 1e6:.1f}") for month in months
     ))  # fmt: skip
     if gaps:
-        print_table(["from", "to", "lost", "why"], literally(
+        print_table(["from", "to", "lost", "undrawn", "why"], literally(
             (f"{gap.began_at:%Y-%m-%d %H:%M:%S}", f"{gap.ended_at:%Y-%m-%d %H:%M:%S}",
-             str(gap.dropped), gap.why) for gap in gaps
+             str(gap.dropped) if gap.lost else "", "" if gap.lost else str(gap.dropped), gap.why)
+            for gap in gaps
         ))  # fmt: skip
     say(f"{waiting} transactions wait in {folder}")
 

@@ -333,8 +333,11 @@ async def _refuse_unwritable(request: Request) -> None:
     """Raise `BadForm` for text in an address or a form that Postgres could not keep."""
     given = request.query_params.multi_items()
     if request.method == "POST":
-        given += [(name, word) for name, word in (await request.form()).multi_items()
-                  if isinstance(word, str)]  # fmt: skip
+        try:
+            form = await request.form()
+        except UnicodeError:
+            raise BadForm("this form is in no charset of text: send it in UTF-8") from None
+        given += [(name, word) for name, word in form.multi_items() if isinstance(word, str)]
     for name, word in given:
         if problem := classes.unwritable(name) or classes.unwritable(word):
             raise BadForm(f"{name[:60]!r} {problem}: write it anew")

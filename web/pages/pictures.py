@@ -19,7 +19,7 @@ from records import pictures, reviews
 from vision import images
 from web import kept, maps
 from web.pages.frame import Reader, pages
-from web.thumbnails import encoded
+from web.thumbnails import encoded, thumbnail
 
 router = pages()
 
@@ -36,7 +36,7 @@ HARMLESS = {
 
 
 @router.get("/pictures/{sha256}")
-def thumbnail(
+def small(
     request: Request,
     _: Reader,
     sha256: Digest,
@@ -45,7 +45,7 @@ def thumbnail(
 ) -> Response:
     """An image as a JPEG no larger than this, upright."""
     return _known_or(request, f"{sha256}-{side}", lambda: (
-        encoded(images.thumbnail(_body(sha256, transaction), int(side))), "image/jpeg"
+        encoded(thumbnail(_body(sha256, transaction), int(side))), "image/jpeg"
     ))  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from web.pages.frame import (
     pages,
     shown,
     sorted_by,
+    when,
 )
 from web.pages.plots import Point, Series
 
@@ -91,6 +92,7 @@ def one_version(
     before = judged.champion_id if judged else None
     counts = snapshots.class_counts(session, version.snapshot_digest)
     today = classes.today(session)
+    live = history.answered(session, history.live(version=version_id))
     facts = {
         "version": version, "serves": champion is not None and champion.version_id == version_id,
         "called_today": {name: today[name] for name in version.class_names if name in today},
@@ -105,19 +107,39 @@ def one_version(
         "maps": _gallery(maps), "all_maps": len(maps),
         "mine": _kept(maps), "theirs": _kept(evaluations.gradcams(session, before or 0)),
         "lineage": versions.lineage(session, version_id),
-        "live": history.answered(session, history.live(version=version_id)),
+        "live": live,
         "plan": _plan((version.resolved or {}).get("plan", version.plan)),
         "snapshot": snapshots.get(session, version.snapshot_digest), "all_counts": len(counts),
         "counts": sorted(counts, key=lambda one: (one.usable, one.class_name))[:ROWS],
         "lacking": [one for one in counts if one.lacks > 0],
         "epochs": versions.epochs(session, version_id),
         "epochs_plot": _epochs(versions.epochs(session, version_id)),
+        "waited": _stands(version_id, judged, live) if "wait" in request.query_params else "",
         "can": _possible(
             version, judged is not None and not judged.passed, rejected is not None, champion,
             request,
         ),
     }  # fmt: skip
     return shown(request, "version.html", facts)
+
+
+def _stands(
+    version_id: int, judged: deployments.VerdictRow | None, live: Sequence[history.Live]
+) -> str:
+    """What Postgres knows of the newest decision, for who waits for one that this service lost."""
+    served = max(live, key=lambda one: one.live_from, default=None)
+    if served is not None and (judged is None or served.live_from >= judged.created_at):
+        newest = f"came to serve on {when(served.live_from)}: {served.kind} by " \
+                 f"{served.deployed_by}, {served.why}"
+    elif judged is not None:
+        newest = f"was {'passed' if judged.passed else 'refused'} by the gate on " \
+                 f"{when(judged.created_at)}; its checks stand below"
+    else:
+        newest = "was never judged"
+    return (
+        f"Nothing is being judged now. Version {version_id} {newest}. If you asked after that, "
+        "it failed, or the service ended before it was done: decide again."
+    )
 
 
 def subject(row: EvaluationRow) -> str:
