@@ -2,8 +2,10 @@
 
 import json
 import random
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -49,6 +51,16 @@ def say(
     assert transaction_id is not None
     with database.transaction() as session:
         return reviews.say(session, reviews.of_transaction(session, transaction_id), by, **words)
+
+
+def wait_for_a_lock(database: Database) -> None:
+    """Until somebody waits for what another transaction has written."""
+    waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    for _ in range(600):
+        if query(database, waits):
+            return
+        time.sleep(0.05)
+    raise TimeoutError("nobody waits")
 
 
 def in_use(database: Database) -> reviews.InUse:
@@ -193,6 +205,24 @@ def test_what_nobody_can_tell_bounds_the_estimate(library: Database) -> None:
 
 
 # --- verdicts -------------------------------------------------------------------------------
+
+
+def test_two_people_name_one_new_class_at_once(library: Database) -> None:
+    """The second waits for the first and means the same class; both words stand."""
+    rows = [transaction(1), transaction(2)]
+    reviewed.serve(library, rows)
+    with ThreadPoolExecutor(1) as other:
+        with library.transaction() as session:
+            answered = reviews.of_transaction(session, rows[0].id)
+            reviews.say(session, answered, "Ann", label="quagga", new_classes=["quagga"])
+            second = other.submit(
+                say, library, rows[1].id, "Zoë", label="quagga", new_classes=["quagga"]
+            )
+            wait_for_a_lock(library)
+        assert second.result().label == "quagga"
+    made = query(library, "SELECT made_by FROM classes WHERE name = 'quagga'")
+    assert [one.made_by for one in made] == ["Ann"]
+    assert len(query(library, "SELECT 1 FROM class_acts WHERE act = 'make'")) == 1
 
 
 def test_two_people_may_disagree_and_both_are_kept(library: Database) -> None:
