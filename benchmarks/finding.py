@@ -1,4 +1,4 @@
-"""Filters and the queue of reviews on 1,000,000 stored answers: milliseconds, the slowest's plan.
+"""Saved and free filters on 1,000,000 stored answers: milliseconds of each, and the slowest's plan.
 
     python -m benchmarks.finding
 
@@ -6,8 +6,7 @@ Everything lies in an embedded Postgres as identifications leave it: a version's
 pools (90%, 9% and 1% of the pictures), every tenth picture part of a burst, confidences of thirty
 targets, embeddings of 1,280 numbers each, marks and acts, beside a library of 200 classes. What
 is timed is the whole act that the command line and the pages share: queries, embeddings, copies,
-variety, groups. Each round asks for another class. The queue of reviews is asked behind 22,000
-pictures that somebody has reviewed, which stand before all others in its order.
+variety, groups. Each round asks for another class.
 """
 
 import hashlib
@@ -28,9 +27,6 @@ TARGETS = 30
 WIDTH = 1280
 ROUNDS = 9
 WISHED = 200.0  # milliseconds
-REVIEWED = 22_000
-QUEUE = f"the queue of reviews, behind {REVIEWED:,} reviewed pictures"
-QUEUE_WISHED = 100.0
 BURST = 10
 TOGETHER = 1000
 POOLS = (("pools/all/", 0.90), ("pools/some/", 0.09), ("pools/few/", 0.01))
@@ -67,19 +63,33 @@ def main() -> None:
 def fill(count: int) -> None:
     """A library, three pools, and what one version and one before it said of them."""
     from infra import database
+    from infra.database import copy_lines
 
     with database.connect().transaction() as session:
-        connection = session.connection()
-        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # keys are right
-        for statement in LIBRARY:
-            connection.exec_driver_sql(statement, {"classes": CLASSES, "names": NAMES})
-        pools_ids, identifications = begin(session)
-        copy(session, pools_ids, identifications, count)
-        connection.exec_driver_sql(ACTED, {"of": round(1 / ACTS * 4)})
-        connection.exec_driver_sql(SAID, {"reviewed": REVIEWED})
+        told = answer(session, count)
+        copy_lines(session, "embeddings", ["version_id", "sha256", "features"], embeddings(*told))
+    settle()
+
+
+def answer(session: Any, count: int) -> tuple[list[str], Any, Any]:
+    """All but embeddings; answers the digest of each picture, its class, and what draws on."""
+    connection = session.connection()
+    connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # keys are right
+    for statement in LIBRARY:
+        connection.exec_driver_sql(statement, {"classes": CLASSES, "names": NAMES})
+    pools_ids, identifications = begin(session)
+    told = copy(session, pools_ids, identifications, count)
+    connection.exec_driver_sql(ACTED, {"of": round(1 / ACTS * 4)})
+    return told
+
+
+def settle() -> None:
+    """What autovacuum does within minutes."""
+    from infra import database
+
     engine = database.connect().engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE")  # as autovacuum does within minutes
+        connection.exec_driver_sql("VACUUM ANALYZE")
 
 
 # Classes of 5 to 1,000 images, as common as they are many; every twentieth is staged but for three.
@@ -113,14 +123,6 @@ ACTED = """
           FROM (SELECT *, row_number() OVER () AS place FROM pool_answers) numbered) a
     WHERE act IS NOT NULL
 """
-# What somebody did as the queue of reviews asked for it: the least sure first.
-SAID = """
-    INSERT INTO reviews (subject, version_id, sha256, predicted, confidence, verdict, label, blind,
-                         stream, reviewed_by)
-    SELECT 'identification', version_id, sha256, predicted, confidence, 'right', predicted, false,
-           'doubt', 'ann'
-    FROM pool_answers ORDER BY confidence, sha256 DESC LIMIT %(reviewed)s
-"""
 # Only of identifications that answered something are the targets asked.
 ANSWERING = """
     INSERT INTO shards (identification_id, ordinal, state, objects, claimed_by, answered, done_at)
@@ -142,8 +144,8 @@ def begin(session: Any) -> tuple[list[int], list[int]]:
 
 def copy(
     session: Any, pool_ids: list[int], identification_ids: list[int], count: int
-) -> None:
-    """All rows by COPY, table by table."""
+) -> tuple[list[str], Any, Any]:
+    """Rows by COPY, table by table."""
     from infra.database import copy_lines
 
     random = np.random.default_rng(0)
@@ -197,10 +199,7 @@ def copy(
             for digest, _, name, share in told if name < TARGETS or share < 0.4
         ),
     )  # fmt: skip
-    copy_lines(
-        session, "embeddings", ["version_id", "sha256", "features"],
-        embeddings(digests, predicted, random),
-    )  # fmt: skip
+    return digests, predicted, random
 
 
 def embeddings(digests: list[str], predicted: Any, random: Any) -> Iterator[str]:
@@ -221,14 +220,10 @@ def embeddings(digests: list[str], predicted: Any, random: Any) -> Iterator[str]
 
 def filters() -> dict[str, Callable[[Any, int], Any]]:
     """What is asked, each with the number of the round."""
-    from records import findings, queues
+    from records import findings
 
     def common(turn: int) -> str:
         return NAMES[CLASSES - 1 - turn]
-
-    def reviews(session: Any, turn: int) -> Any:
-        waiting = queues.waiting(session, "pools", "ann", most=60)
-        return findings.Findings("", tuple(waiting))
 
     return {
         "scarce": lambda session, turn: findings.scarce(session),
@@ -250,7 +245,6 @@ def filters() -> dict[str, Callable[[Any, int], Any]]:
             session, common(turn), pool=POOLS[2][0]
         ),
         "free: all, surest first": lambda session, turn: findings.matching(session),
-        QUEUE: reviews,
     }
 
 
@@ -262,9 +256,8 @@ def measured() -> tuple[tuple[Row, ...], str]:
         values = [once(ask, turn) for turn in range(ROUNDS)]
         figure = Figure("regraft", "ms", tuple(milliseconds for milliseconds, _, _ in values))
         found = values[-1][1]
-        wished = QUEUE_WISHED if name == QUEUE else WISHED
-        wish = Figure("wished", "ms", (wished,))
-        goal = Goal("wished", 1.0, f"under {wished:.0f} ms")
+        wish = Figure("wished", "ms", (WISHED,))
+        goal = Goal("wished", 1.0, f"under {WISHED:.0f} ms")
         rows.append(Row(f"{name} ({found} shown)", figure, (wish,), (goal,)))
         plans.append((figure.median, values[-1][2]))
         print(f"  {name}: {figure.median:.0f} ms, {found} shown", flush=True)
