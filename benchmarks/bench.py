@@ -36,6 +36,7 @@ PARTS = {
     "snapshot": "benchmarks.snapshot",
     "copy": "benchmarks.copying",
     "find": "benchmarks.finding",
+    "review": "benchmarks.reviewing",
     "history": "benchmarks.history",
     "pages": "benchmarks.pages",
     "log": "benchmarks.transactions",

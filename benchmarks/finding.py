@@ -63,18 +63,33 @@ def main() -> None:
 def fill(count: int) -> None:
     """A library, three pools, and what one version and one before it said of them."""
     from infra import database
+    from infra.database import copy_lines
 
     with database.connect().transaction() as session:
-        connection = session.connection()
-        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # keys are right
-        for statement in LIBRARY:
-            connection.exec_driver_sql(statement, {"classes": CLASSES, "names": NAMES})
-        pools_ids, identifications = begin(session)
-        copy(session, pools_ids, identifications, count)
-        connection.exec_driver_sql(ACTED, {"of": round(1 / ACTS * 4)})
+        told = answer(session, count)
+        copy_lines(session, "embeddings", ["version_id", "sha256", "features"], embeddings(*told))
+    settle()
+
+
+def answer(session: Any, count: int) -> tuple[list[str], Any, Any]:
+    """All but embeddings; answers the digest of each picture, its class, and what draws on."""
+    connection = session.connection()
+    connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # keys are right
+    for statement in LIBRARY:
+        connection.exec_driver_sql(statement, {"classes": CLASSES, "names": NAMES})
+    pools_ids, identifications = begin(session)
+    told = copy(session, pools_ids, identifications, count)
+    connection.exec_driver_sql(ACTED, {"of": round(1 / ACTS * 4)})
+    return told
+
+
+def settle() -> None:
+    """What autovacuum does within minutes."""
+    from infra import database
+
     engine = database.connect().engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE")  # as autovacuum does within minutes
+        connection.exec_driver_sql("VACUUM ANALYZE")
 
 
 # Classes of 5 to 1,000 images, as common as they are many; every twentieth is staged but for three.
@@ -129,8 +144,8 @@ def begin(session: Any) -> tuple[list[int], list[int]]:
 
 def copy(
     session: Any, pool_ids: list[int], identification_ids: list[int], count: int
-) -> None:
-    """All rows by COPY, table by table."""
+) -> tuple[list[str], Any, Any]:
+    """Rows by COPY, table by table."""
     from infra.database import copy_lines
 
     random = np.random.default_rng(0)
@@ -184,10 +199,7 @@ def copy(
             for digest, _, name, share in told if name < TARGETS or share < 0.4
         ),
     )  # fmt: skip
-    copy_lines(
-        session, "embeddings", ["version_id", "sha256", "features"],
-        embeddings(digests, predicted, random),
-    )  # fmt: skip
+    return digests, predicted, random
 
 
 def embeddings(digests: list[str], predicted: Any, random: Any) -> Iterator[str]:
@@ -208,14 +220,10 @@ def embeddings(digests: list[str], predicted: Any, random: Any) -> Iterator[str]
 
 def filters() -> dict[str, Callable[[Any, int], Any]]:
     """What is asked, each with the number of the round."""
-    from records import findings, queues
+    from records import findings
 
     def common(turn: int) -> str:
         return NAMES[CLASSES - 1 - turn]
-
-    def reviews(session: Any, turn: int) -> Any:
-        waiting = queues.waiting(session, "pools", "ann", most=60)
-        return findings.Findings("", tuple(waiting))
 
     return {
         "scarce": lambda session, turn: findings.scarce(session),
@@ -237,7 +245,6 @@ def filters() -> dict[str, Callable[[Any, int], Any]]:
             session, common(turn), pool=POOLS[2][0]
         ),
         "free: all, surest first": lambda session, turn: findings.matching(session),
-        "the queue of reviews": reviews,
     }
 
 

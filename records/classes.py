@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from infra.database import lock_for_transaction
@@ -233,9 +234,13 @@ def acts(session: Session, most: int = 100) -> list[ClassActRow]:
 
 
 def make(session: Session, name: str, by: str, why: str | None = None) -> None:
-    """Make a class without images; `resolve` has said that it is none yet."""
-    session.execute(insert(Class).values(name=name, made_by=_person(by)))
-    _log(session, "make", name, None, 0, by, why)
+    """Make a class without images; `resolve` has said that it is none yet.
+
+    Where somebody makes it at the same time, theirs is it.
+    """
+    statement = upsert(Class).values(name=name, made_by=_person(by)).on_conflict_do_nothing()
+    if session.scalar(statement.returning(Class.id)) is not None:
+        _log(session, "make", name, None, 0, by, why)
 
 
 def rename(session: Session, name: str, to: str, by: str, why: str) -> int:

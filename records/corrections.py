@@ -23,6 +23,9 @@ MOST_TOLD = 5
 LONGEST_WHY = 2000
 REMOVED = "removed"  # why an image is withdrawn, and its objects are in quarantine
 RETURNED = "not_removed"  # the expectation that refuses a copy which came later
+OPPOSITES = {
+    "remove": "restore", "restore": "remove", "keep": "drop", "drop": "keep", "relabel": "relabel",
+}  # fmt: skip
 
 
 class BadCorrection(ValueError):
@@ -249,12 +252,21 @@ def drop(
 
 def undo(session: Session, act_id: int, by: str, why: str) -> Done:
     """Do the opposite of one act; raises `BadCorrection` where a later one has spoken since."""
+    _begin(session, by, why, None)
     columns = [getattr(ImageAct, name) for name in ActRow.__dataclass_fields__]
     row = session.execute(select(*columns).where(ImageAct.id == act_id)).first()
     if row is None:
         raise BadCorrection(f"there is no act {act_id}: `regraft image log` lists them")
     act = ActRow(*row)
     one = [act.sha256]
+    about = (ImageAct.sha256 == act.sha256, ImageAct.act.in_((act.act, OPPOSITES[act.act])))
+    newest = select(*columns).where(*about).order_by(ImageAct.id.desc()).limit(1)
+    last = ActRow(*session.execute(newest).one())
+    if last.id != act_id and (last.act, last.to_class) == (act.act, act.to_class):
+        raise BadCorrection(
+            f"act {act_id} was undone, and act {last.id} by {last.done_by} has done it again: undo "
+            "that one"
+        )
     if act.act == "remove":
         return restore(session, one, by, why)
     if act.act == "restore":

@@ -348,9 +348,9 @@ def transfer_between(
 ) -> Transfer | None:
     """What a version lost and gained against its parent on the images of a subject.
 
-    Only images whose stored answers of both have the same label, of a class that both know, by
-    today's names; of the benchmark, each version's newest answers. None where they have no image
-    in common.
+    Only images whose stored answers of both have the same label, of a class that both know; labels
+    and answers by today's names; of the benchmark, each version's newest answers. None where they
+    have no image in common.
     """
     rows = session.execute(
         text(
@@ -364,9 +364,11 @@ def transfer_between(
                 FROM versions v, unnest(v.class_names) one (name)
                 LEFT JOIN class_names n USING (name) WHERE v.id IN (:version, :parent)),
             told AS (
-                SELECT newest.version_id, a.sha256, a.correct, coalesce(n.today, a.label) AS label
+                SELECT newest.version_id, a.sha256, coalesce(n.today, a.label) AS label,
+                       coalesce(p.today, a.predicted) = coalesce(n.today, a.label) AS correct
                 FROM newest JOIN answers a ON a.evaluation_id = newest.id
-                LEFT JOIN class_names n ON n.name = a.label),
+                LEFT JOIN class_names n ON n.name = a.label
+                LEFT JOIN class_names p ON p.name = a.predicted),
             shared AS (
                 SELECT today FROM known WHERE id = :version
                 INTERSECT SELECT today FROM known WHERE id = :parent)

@@ -190,9 +190,9 @@ _SCARCE = f"""
     ORDER BY b.usable, b.given DESC, t.id LIMIT :most
 """  # noqa: S608
 
-# What people have spoken of is passed over within an index. All else that is asked of an answer is
-# one look into another, in no join that Postgres could turn round, and it stops after as many as
-# are compared. What was served waits in the other queues.
+# What people have spoken of, or dealt with, is passed over within an index. All else that is asked
+# of an answer is one look into another, in no join that Postgres could turn round, and it stops
+# after as many as are compared. What was served waits in the other queues.
 _POOLS = f"""
     WITH recent AS MATERIALIZED (
         SELECT a.sha256 AS id, a.version_id, o.key, a.top_labels, a.top_confidences
@@ -201,6 +201,7 @@ _POOLS = f"""
             WHERE a.version_id = :version
               AND (CAST(:class AS text) IS NULL OR a.predicted = :class)
               AND a.sha256 NOT IN (SELECT sha256 FROM reviews WHERE subject = 'identification')
+              AND (SELECT NOT EXISTS (SELECT FROM pool_acts s WHERE s.sha256 = a.sha256))
             ORDER BY a.confidence, a.sha256 DESC) unsaid
         JOIN LATERAL (
             SELECT * FROM pool_answers a
@@ -208,18 +209,19 @@ _POOLS = f"""
         JOIN LATERAL (
             SELECT p.mark FROM pool_images p WHERE p.sha256 = a.sha256 LIMIT 1) i ON true
         JOIN LATERAL (
-            SELECT o.key FROM pool_objects o WHERE o.sha256 = a.sha256 AND o.gone_at IS NULL
-            ORDER BY o.id LIMIT 1) o ON true
+            SELECT (array_agg(o.key ORDER BY o.id))[1] AS key FROM pool_objects o
+            WHERE o.sha256 = a.sha256 AND o.gone_at IS NULL) o ON o.key IS NOT NULL
         WHERE i.mark IS NULL AND a.identification_id NOT IN (
               SELECT n.id FROM identifications n JOIN pools p ON p.id = n.pool_id
               WHERE starts_with(p.prefix, :served))
-          AND (SELECT NOT EXISTS (SELECT FROM pool_acts s WHERE s.sha256 = a.sha256))
         ORDER BY unsaid.confidence, unsaid.sha256 DESC LIMIT :doubted
     ), {_BEST}
     SELECT t.version_id, t.id, t.key, t.top_labels, t.top_confidences, b.today, b.usable
     FROM recent t LEFT JOIN best b USING (id)
     ORDER BY b.usable, t.top_confidences[1] - coalesce(t.top_confidences[2], 0), t.id LIMIT :most
 """  # noqa: S608
+
+_SCANS = "SET LOCAL enable_seqscan = {0}; SET LOCAL enable_bitmapscan = {0}"
 
 
 def _random(session: Session, values: dict[str, Any]) -> list[Waiting]:
@@ -257,7 +259,11 @@ def _of_pools(session: Session, values: dict[str, Any]) -> list[Waiting]:
         "version": values["version"] or findings.newest_version(session),
         "fewer": 2 * findings.cutoff(session), "doubted": DOUBTED, "served": transactions.IMAGES,
     }  # fmt: skip
-    return [_found(row) for row in session.execute(text(_POOLS), values)]
+    # What has just been answered is not counted yet, and Postgres would read and sort all of it.
+    session.execute(text(_SCANS.format("off")))
+    rows = session.execute(text(_POOLS), values).all()
+    session.execute(text(_SCANS.format("on")))
+    return [_found(row) for row in rows]
 
 
 def _found(row: Sequence[Any]) -> Waiting:

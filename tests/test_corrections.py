@@ -92,6 +92,25 @@ def test_a_removed_image_is_in_no_later_snapshot_until_it_is_restored(
     check_invariants(zoo, storage)
 
 
+def test_what_somebody_did_again_is_not_undone_by_the_act_of_before(zoo: Database) -> None:
+    """Ann's act was undone and Zoë did it again: undoing Ann's does not speak over Zoë's word."""
+    key = "labelled/lion/3.png"
+    for does, undoes in (
+        (("remove", [key]), ("restore", [key])),
+        (("keep", [key]), ("drop", [key])),
+        (("relabel", [key], "antelope"), ("relabel", [key], "lion")),
+    ):
+        do(zoo, *does)
+        with zoo.transaction() as session:
+            first = corrections.acts(session)[0].id
+        do(zoo, *undoes)
+        assert do(zoo, "undo", first) == Done(0, 1)
+        do(zoo, *does)
+        with pytest.raises(BadCorrection, match=f"act {first + 2} by Ann has done it again"):
+            do(zoo, "undo", first)
+        assert do(zoo, "undo", first + 2) == Done(1, 0)
+
+
 ONE_OF_EACH_SPLIT = """
     SELECT DISTINCT ON (i.split) o.key FROM objects o JOIN images i USING (sha256)
     WHERE o.key LIKE 'labelled/lion/%' ORDER BY i.split, o.key

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from flows.cli import charts, questions
 from infra.database import Database
 from infra.embedded import Addresses
-from records import evaluations, history
+from records import deployments, evaluations, flips, history
 from records.history import BadQuestion, Question
 from vision.images import thumbnail
 from vision.scores import ClassTransfer, estimate, interval, sums, transfer
@@ -287,6 +287,33 @@ def test_two_versions_on_the_same_images(past: Database) -> None:
     ]  # fmt: skip
     assert (rows[0].predicted, rows[0].other_predicted) == ("okapi", "lion")
     assert [one.gained for one in ask(past, history.flips(1, 2))] == [False, True]
+
+
+MERGED = """
+    UPDATE classes SET became_id = (SELECT id FROM classes WHERE name = 'zebra')
+    WHERE name IN ('horse', 'lion')
+"""
+NAMED = """
+    UPDATE benchmark_images b SET class_name = a.label FROM answers a
+    WHERE a.sha256 = b.sha256 AND a.evaluation_id = 2
+"""
+
+
+def test_what_merged_classes_were_taken_for_is_no_mistake(past: Database) -> None:
+    """Both versions are right by today's names: compared, flips of a verdict and forgetting."""
+    with past.transaction() as session:
+        for statement in (FREE, NAMED, MERGED):
+            session.execute(text(statement))
+        judged = deployments.verdict(session, 2)
+        assert judged is not None
+        turned = flips.of_verdict(session, judged)
+        told = evaluations.transfer_between(session, 2, 1, "benchmark")
+    [both] = ask(past, history.compare(2, 1))
+    assert (both.correct, both.other_correct, both.gained, both.lost) == (3, 4, 0, 1)
+    assert [one.source_key for one in ask(past, history.flips(2, 1))] == ["benchmark/3.jpg"]
+    assert [(one.source_key, one.gained) for one in turned] == [("benchmark/3.jpg", False)]
+    assert told is not None
+    assert (told.now, told.before, told.gained, told.lost) == (3, 4, 0, 1)
 
 
 def test_only_the_random_stream_estimates_accuracy_in_use(past: Database) -> None:

@@ -2,16 +2,20 @@
 
 import json
 import random
+import re
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reviewed
 from intakes import label, picture, put, query, take_in
 from reviewed import transaction
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from infra.database import Database
@@ -49,6 +53,16 @@ def say(
     assert transaction_id is not None
     with database.transaction() as session:
         return reviews.say(session, reviews.of_transaction(session, transaction_id), by, **words)
+
+
+def wait_for_a_lock(database: Database) -> None:
+    """Until somebody waits for what another transaction has written."""
+    waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    for _ in range(600):
+        if query(database, waits):
+            return
+        time.sleep(0.05)
+    raise TimeoutError("nobody waits")
 
 
 def in_use(database: Database) -> reviews.InUse:
@@ -193,6 +207,24 @@ def test_what_nobody_can_tell_bounds_the_estimate(library: Database) -> None:
 
 
 # --- verdicts -------------------------------------------------------------------------------
+
+
+def test_two_people_name_one_new_class_at_once(library: Database) -> None:
+    """The second waits for the first and means the same class; both words stand."""
+    rows = [transaction(1), transaction(2)]
+    reviewed.serve(library, rows)
+    with ThreadPoolExecutor(1) as other:
+        with library.transaction() as session:
+            answered = reviews.of_transaction(session, rows[0].id)
+            reviews.say(session, answered, "Ann", label="quagga", new_classes=["quagga"])
+            second = other.submit(
+                say, library, rows[1].id, "Zoë", label="quagga", new_classes=["quagga"]
+            )
+            wait_for_a_lock(library)
+        assert second.result().label == "quagga"
+    made = query(library, "SELECT made_by FROM classes WHERE name = 'quagga'")
+    assert [one.made_by for one in made] == ["Ann"]
+    assert len(query(library, "SELECT 1 FROM class_acts WHERE act = 'make'")) == 1
 
 
 def test_two_people_may_disagree_and_both_are_kept(library: Database) -> None:
@@ -374,6 +406,22 @@ def test_answers_to_pools_wait_where_they_are_in_doubt(
     assert len(waiting(library, "pools", version_id=1)) == 3
     assert in_use(library).reviewed == 0
     assert waiting(library, "confidence") == []
+
+
+def test_the_queue_of_pools_walks_an_index(library: Database, storage: Storage) -> None:
+    """Also over answers that came in just now, of which Postgres takes all to be few."""
+    reviewed.identified(library, storage, 1, {str(n): {"ring": 0.5 + n / 99} for n in range(20)})
+    plans: list[str] = []
+
+    def explain(connection: Any, _: Any, statement: str, values: Any, *__: Any) -> None:
+        if "FROM pool_answers" in statement and not statement.startswith("EXPLAIN"):
+            rows = connection.exec_driver_sql(f"EXPLAIN {statement}", values)
+            plans.append("\n".join(row[0] for row in rows))
+
+    event.listen(library.engine, "before_cursor_execute", explain)
+    assert len(waiting(library, "pools")) == 20
+    [plan] = [one for one in plans if "CTE recent" in one]
+    assert re.search(r"Index (Only )?Scan Backward using ix_pool_answers_confidence", plan), plan
 
 
 def test_what_retention_took_the_picture_of_is_offered_no_more(library: Database) -> None:
