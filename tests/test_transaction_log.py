@@ -38,7 +38,7 @@ from tasks import checkpoints
 from tasks.identification import answer, begin, locate
 from vision.network import build, save
 from web.keeping import Keeping
-from web.spool import BadSpool, Segment, Spool, SpoolFull
+from web.spool import BadSpool, Segment, Spool, SpoolFull, spooled
 from web.transaction_log import OtherRequest, TransactionLog
 
 PATIENCE_SECONDS = 60
@@ -623,6 +623,19 @@ def test_what_cannot_be_read_holds_nothing_up(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert paths == [first, third]
     assert first.with_suffix(".damaged").read_bytes() == half
+
+
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """It may end like a segment: only what is named as one is read, counted and removed."""
+    spool = Spool(tmp_path / "rows", 1 << 20)
+    strange = spool.folder / "copy of yesterday.segment"
+    strange.write_bytes(b"{}")
+    spool.write(Segment(transactions.STAGED, (transactions.line(row(1)),)))
+    assert spooled(tmp_path) == 1
+    [mine] = spool.waiting()
+    with spool.claim(5000, 1 << 20) as claimed:
+        assert [one.path for one in claimed] == [mine]
+    assert strange.read_bytes() == b"{}"
 
 
 def test_a_spool_counts_what_the_disk_gives(tmp_path: Path) -> None:

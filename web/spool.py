@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ENDING = ".segment"
+OURS = re.compile(r"\d{20}-\d+-[0-9a-f]{8}\.segment")  # what else lies there is not touched
 ASIDE = ".new"
 DAMAGED = ".damaged"
 ABANDONED_SECONDS = 600.0
@@ -196,7 +198,7 @@ class Spool:
             found = {}
             with os.scandir(self.folder) as entries:
                 for entry in entries:
-                    if entry.name.endswith(ENDING):
+                    if OURS.fullmatch(entry.name):
                         try:
                             found[entry.name] = _taken(entry.stat())
                         except FileNotFoundError:  # sent meanwhile
@@ -294,4 +296,5 @@ def _rows_of(name: str) -> int:
 
 def spooled(folder: Path) -> int:
     """How many rows wait in the spools under a folder, which need not be there."""
-    return sum(_rows_of(path.name) for path in folder.glob(f"*/*{ENDING}"))
+    names = [path.name for path in folder.glob(f"*/*{ENDING}")]
+    return sum(_rows_of(name) for name in names if OURS.fullmatch(name))
