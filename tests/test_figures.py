@@ -172,7 +172,8 @@ def test_transfer_is_counted_on_common_images_alone(story: Story) -> None:
         assert change.gained == sum(now and not was for _, was, now in pairs)
 
         # each answer of the parent turned wrong: all that is right now was gained
-        world.act("UPDATE answers SET correct = false WHERE evaluation_id IN "
+        world.act("UPDATE answers SET correct = false, predicted = "
+                  "CASE label WHEN 'circle' THEN 'square' ELSE 'circle' END WHERE evaluation_id IN "
                   "(SELECT id FROM evaluations WHERE version_id = 1)")  # fmt: skip
         with world.transaction() as session:
             change = evaluations.transfer_between(session, 2, 1, "benchmark")
