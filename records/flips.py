@@ -36,25 +36,32 @@ def of_verdict(session: Session, judged: VerdictRow) -> list[Flip]:
                 SELECT v.id, coalesce(n.today, known.name) AS today
                 FROM versions v, unnest(v.class_names) known (name)
                 LEFT JOIN class_names n USING (name) WHERE v.id IN (:version, :champion)),
+            alike AS MATERIALIZED (  -- names that mean one class: few, and hashed once
+                SELECT x.name, y.name AS other FROM class_names x JOIN class_names y USING (today)
+                WHERE x.name <> y.name),
             told AS (
-                SELECT e.version_id, b.sha256, b.source_key, a.predicted, a.confidence,
-                       coalesce(c.today, b.class_name) AS label,
-                       coalesce(p.today, a.predicted) = coalesce(c.today, b.class_name) AS correct
-                FROM evaluations e JOIN answers a ON a.evaluation_id = e.id
-                JOIN benchmark_images b ON b.sha256 = a.sha256
+                SELECT now.sha256, b.source_key, coalesce(c.today, b.class_name) AS label,
+                       now.correct OR (now.predicted, now.label) IN (SELECT * FROM alike) AS correct,
+                       was.correct OR (was.predicted, was.label) IN (SELECT * FROM alike) AS before,
+                       was.predicted AS champion_said, was.confidence AS champion_confidence,
+                       now.predicted, now.confidence
+                FROM evaluations mine
+                JOIN evaluations theirs ON theirs.version_id = :champion
+                    AND theirs.subject = 'benchmark' AND theirs.benchmark_version = :benchmark
+                JOIN answers now ON now.evaluation_id = mine.id
+                JOIN answers was ON was.evaluation_id = theirs.id AND was.sha256 = now.sha256
+                JOIN benchmark_images b ON b.sha256 = now.sha256
                 LEFT JOIN class_names c ON c.name = b.class_name
-                LEFT JOIN class_names p ON p.name = a.predicted
-                WHERE e.version_id IN (:version, :champion) AND e.subject = 'benchmark'
-                  AND e.benchmark_version = :benchmark)
-            SELECT now.sha256, now.source_key, now.label, now.correct, was.predicted,
-                   was.confidence, now.predicted, now.confidence
-            FROM told now JOIN told was ON was.sha256 = now.sha256
-            WHERE now.version_id = :version AND was.version_id = :champion
-              AND now.correct <> was.correct
-              AND now.label IN (
+                WHERE mine.version_id = :version AND mine.subject = 'benchmark'
+                  AND mine.benchmark_version = :benchmark)
+            SELECT sha256, source_key, label, correct, champion_said, champion_confidence,
+                   predicted, confidence
+            FROM told
+            WHERE correct <> before
+              AND label IN (
                   SELECT today FROM named WHERE id = :version
                   INTERSECT SELECT today FROM named WHERE id = :champion)
-            ORDER BY now.correct, now.confidence DESC, now.sha256
+            ORDER BY correct, confidence DESC, sha256
             """
         ),
         {
