@@ -368,8 +368,10 @@ def transfer_between(
                 WHERE x.name <> y.name),
             told AS (
                 SELECT coalesce(n.today, now.label) AS label, coalesce(m.today, was.label) AS other,
-                       now.correct OR (now.predicted, now.label) IN (SELECT * FROM alike) AS correct,
-                       was.correct OR (was.predicted, was.label) IN (SELECT * FROM alike) AS before
+                       now.correct
+                           OR (now.predicted, now.label) IN (SELECT * FROM alike) AS correct,
+                       was.correct
+                           OR (was.predicted, was.label) IN (SELECT * FROM alike) AS before
                 FROM newest mine JOIN newest theirs ON theirs.version_id = :parent
                 JOIN answers now ON now.evaluation_id = mine.id
                 JOIN answers was ON was.evaluation_id = theirs.id AND was.sha256 = now.sha256

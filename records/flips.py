@@ -41,8 +41,10 @@ def of_verdict(session: Session, judged: VerdictRow) -> list[Flip]:
                 WHERE x.name <> y.name),
             told AS (
                 SELECT now.sha256, b.source_key, coalesce(c.today, b.class_name) AS label,
-                       now.correct OR (now.predicted, now.label) IN (SELECT * FROM alike) AS correct,
-                       was.correct OR (was.predicted, was.label) IN (SELECT * FROM alike) AS before,
+                       now.correct
+                           OR (now.predicted, now.label) IN (SELECT * FROM alike) AS correct,
+                       was.correct
+                           OR (was.predicted, was.label) IN (SELECT * FROM alike) AS before,
                        was.predicted AS champion_said, was.confidence AS champion_confidence,
                        now.predicted, now.confidence
                 FROM evaluations mine

@@ -51,7 +51,7 @@ def read_rows(name: str, body: bytes, required: Collection[str]) -> list[Row]:
 
 def _csv_rows(name: str, text: str, required: Collection[str]) -> Iterator[Row]:
     # The csv module stops at 128 KiB a field; longer ones must reach the check that names them.
-    csv.field_size_limit(len(text) + 1)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = reader.fieldnames or []
     if len(columns) == 1 and {";", "\t"} & set(columns[0]):
