@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from infra.database import copy_lines, copy_text
+from records.classes import ALIKE
 from records.tables import Evaluation, EvaluationClass, GradCam, ReliabilityBin
 from records.tables import Threshold as ThresholdTable
 from vision.answers import Answers, BadAnswers
@@ -354,7 +355,7 @@ def transfer_between(
     """
     rows = session.execute(
         text(
-            """
+            f"""
             WITH newest AS (
                 SELECT DISTINCT ON (version_id) version_id, id FROM evaluations
                 WHERE subject = :subject AND version_id IN (:version, :parent)
@@ -363,9 +364,7 @@ def transfer_between(
                 SELECT v.id, coalesce(n.today, one.name) AS today
                 FROM versions v, unnest(v.class_names) one (name)
                 LEFT JOIN class_names n USING (name) WHERE v.id IN (:version, :parent)),
-            alike AS MATERIALIZED (  -- names that mean one class: few, and hashed once
-                SELECT x.name, y.name AS other FROM class_names x JOIN class_names y USING (today)
-                WHERE x.name <> y.name),
+            {ALIKE},
             told AS (
                 SELECT coalesce(n.today, now.label) AS label, coalesce(m.today, was.label) AS other,
                        now.correct
@@ -389,7 +388,7 @@ def transfer_between(
             -- through all shared classes for each answer
             FROM told WHERE CASE WHEN label = other THEN label IN (SELECT today FROM shared) END
             GROUP BY label
-            """
+            """  # noqa: S608
         ),
         {"version": version_id, "parent": parent_id, "subject": subject},
     )

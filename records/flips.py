@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from records.classes import ALIKE
 from records.deployments import VerdictRow
 
 
@@ -31,14 +32,12 @@ def of_verdict(session: Session, judged: VerdictRow) -> list[Flip]:
     """The flips behind a verdict: those lost first, each the surest first; none for a first one."""
     rows = session.execute(
         text(
-            """
+            f"""
             WITH named AS (  -- what each of the two versions calls a class, and all call it today
                 SELECT v.id, coalesce(n.today, known.name) AS today
                 FROM versions v, unnest(v.class_names) known (name)
                 LEFT JOIN class_names n USING (name) WHERE v.id IN (:version, :champion)),
-            alike AS MATERIALIZED (  -- names that mean one class: few, and hashed once
-                SELECT x.name, y.name AS other FROM class_names x JOIN class_names y USING (today)
-                WHERE x.name <> y.name),
+            {ALIKE},
             told AS (
                 SELECT now.sha256, b.source_key, coalesce(c.today, b.class_name) AS label,
                        now.correct
@@ -64,7 +63,7 @@ def of_verdict(session: Session, judged: VerdictRow) -> list[Flip]:
                   SELECT today FROM named WHERE id = :version
                   INTERSECT SELECT today FROM named WHERE id = :champion)
             ORDER BY correct, confidence DESC, sha256
-            """
+            """  # noqa: S608
         ),
         {
             "version": judged.version_id,
